@@ -1,0 +1,1 @@
+"""Two-tower retrieval with sharded embedding tables: prepare, train, evaluate, export."""

@@ -1,0 +1,417 @@
+"""Every YAML's schema, documented where it is declared, and the checks that need nothing but the config.
+
+Hydra composes configs/*.yaml against these dataclasses, so a misspelt key is refused before anything starts. Commands
+receive the typed object: `@hydra.main` around `train(config: TrainConfig)`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from trainer.errors import UserError
+
+_PACKAGED = Path(__file__).parent / "configs"
+CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "configs")
+"""Inside the package when installed from a wheel, beside it in a checkout."""
+
+
+# --- prepare ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class FeatureConfig:
+    """How one source column becomes one input of one tower."""
+
+    side: str = MISSING
+    """query (a column of the events or the users) or candidate (a column of the items)."""
+    kind: str = MISSING
+    """id, categorical, numeric, vector, text (hashed into a vector), hour, weekday, or history (no column)."""
+    column: str | None = None
+    """Source column; the feature's own name when null."""
+    optional: bool = False
+    """Leave the feature out, with a line saying so, where the source has no such column; otherwise an error."""
+    min_count: int = 1
+    """Id and categorical: values with fewer training events map to the out-of-vocabulary row."""
+    separator: str | None = None
+    """Categorical: split a string into several values at this separator; list columns need none."""
+    log1p: bool = False
+    """Numeric: replace x by log(1 + x) before it is standardised."""
+    dim: int = 64
+    """Text: width of the hashed vector."""
+    length: int = 50
+    """History: the most recent events kept."""
+
+
+@dataclass
+class SplitConfig:
+    """Which events are held out."""
+
+    by: str = "leave_one_out"
+    """leave_one_out: each user's last event is test, the one before it validation, where the user has three or more;
+    time: the last events overall, by the shares below."""
+    validation: float = 0.1
+    """By time: share of all events."""
+    test: float = 0.1
+    """By time: share of all events."""
+
+
+@dataclass
+class PreparedConfig:
+    """What every source has in common."""
+
+    dir: str = MISSING
+    """Folder to write; it must not hold anything else."""
+    features: dict[str, FeatureConfig] = field(default_factory=dict)
+    """Inputs of the two towers, by name."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    unknown_items: str = "error"
+    """Events that name an item the items lack: error, or drop (counted)."""
+    row_group_size: int = 16384
+    """Rows of a Parquet row group of the events: the unit that training shuffles."""
+    seed: int = 0
+    """Orders rows and vocabulary."""
+
+
+@dataclass
+class MovieLensConfig(PreparedConfig):
+    """A MovieLens folder as GroupLens ships it; which release it is, is read off its files."""
+
+    source: str = MISSING
+    """Folder with u.data (100K), *.dat (1M) or *.csv (20M, 25M, 32M)."""
+
+
+@dataclass
+class ColumnsConfig:
+    """Names of the columns that carry the meaning of an event."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str | None = "timestamp"
+    """Null when the events are merely listed in order."""
+
+
+@dataclass
+class TabularConfig(PreparedConfig):
+    """One's own events, items and users as CSV or Parquet."""
+
+    source: str = "."
+    """Folder that the paths below are relative to."""
+    events: str = MISSING
+    """File, folder or glob of events, in the order in which they happened where timestamps tie."""
+    items: str | None = None
+    """File, folder or glob of items; null when an item is nothing but its id."""
+    users: str | None = None
+    """File, folder or glob of users, joined to the events by user id; null when the events hold all there is."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    timestamp_unit: str = "s"
+    """Unit of an integer timestamp: s, ms, us or ns."""
+
+
+@dataclass
+class GeneratedConfig(PreparedConfig):
+    """Made-up shoppers with a planted structure: tastes follow a user's segment, the items just seen, and the hour."""
+
+    users: int = 20_000
+    items: int = 5_000
+    events_per_user: int = 20
+    """Mean; at least 3."""
+
+
+@dataclass
+class PrepareConfig:
+    """configs/prepare.yaml."""
+
+    data: Any = MISSING
+    memory_limit: str = "4GB"
+    """What the engine may hold in memory before it spills to disk."""
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TrainDataConfig:
+    """Which rows train, and in what portions."""
+
+    dir: str = MISSING
+    """Folder written by trainer.prepare."""
+    global_batch_size: int = 4096
+    """Queries of one optimizer step over all ranks; each rank takes an equal share."""
+    streams: int = 16
+    """Logical streams that fix the order of rows whatever the number of ranks; a multiple of the ranks, and a divisor
+    of global_batch_size."""
+
+
+@dataclass
+class TowerConfig:
+    """One tower: embed, concatenate, MLP."""
+
+    features: list[str] | None = None
+    """Names of its inputs; null for every feature that the prepared data has on this side."""
+    hidden: list[int] | None = field(default_factory=lambda: [256])
+    """Widths of the hidden layers before the linear layer to embedding_dim; [] for that layer alone; null for none:
+    the concatenated inputs are the embedding."""
+
+
+@dataclass
+class ModelConfig:
+    """Both towers and the loss between them."""
+
+    embedding_dim: int = 64
+    """Width of the query and candidate embeddings, and of the id tables."""
+    categorical_dim: int = 16
+    """Width of the categoricals' tables."""
+    table_dims: dict[str, int] = field(default_factory=dict)
+    """Width of a single table, by name, where the two above do not suit."""
+    query: TowerConfig = field(default_factory=TowerConfig)
+    candidate: TowerConfig = field(default_factory=TowerConfig)
+    normalize: bool = True
+    """Whether embeddings are scaled to length 1, so that the score is a cosine."""
+    temperature: float = 0.05
+    """Divides the scores in the loss."""
+    remove_accidental_hits: bool = True
+    """Whether other candidates of the batch that are the query's own item are left out of its negatives."""
+    id_dropout: float = 0.1
+    """Share of training rows whose id is replaced by the out-of-vocabulary row, for each id on its own."""
+
+
+@dataclass
+class OptimizerConfig:
+    """Two optimizers: one fused into the embedding kernels, one for the dense layers."""
+
+    embedding: str = "rowwise_adagrad"
+    """rowwise_adagrad or sgd."""
+    embedding_learning_rate: float = 0.05
+    embedding_init_std: float = 0.05
+    """Standard deviation of the initial table rows."""
+    dense_learning_rate: float = 1e-3
+    """Of Adam."""
+    warmup_steps: int = 100
+    """Steps over which the dense learning rate rises linearly from 0."""
+
+
+@dataclass
+class ShardingConfig:
+    """What TorchRec's planner may choose from; see its ShardingType."""
+
+    ids: str = "row_wise"
+    """Sharding type of the id tables: row_wise, table_wise or column_wise."""
+    categoricals: str | None = None
+    """Of the categoricals' tables; null leaves it to the planner."""
+    tables: dict[str, str] = field(default_factory=dict)
+    """Of a single table, by name, where the two above do not suit."""
+
+
+@dataclass
+class RunConfig:
+    """One training run."""
+
+    dir: str = MISSING
+    """Where everything about the run is written; the same command again resumes from what is there."""
+    seed: int = 0
+    accelerator: str = "auto"
+    """cpu, gpu, or auto: gpu where there is one."""
+    threads: int | None = None
+    """Threads a rank on the CPU; null shares the cores out evenly."""
+    epochs: int = 10
+    validate_every: float = 1.0
+    """Epochs between validations; each saves a checkpoint."""
+    validation_batch_size: int = 1024
+    """Queries a rank scores at a time."""
+    monitor: str = "val/recall@100"
+    """The metric that decides the best checkpoint and when to stop."""
+    patience: int = 3
+    """Validations without a better monitor before training stops."""
+    log_every: int = 20
+    """Steps between lines of the logs."""
+
+
+@dataclass
+class TrainConfig:
+    """configs/train.yaml."""
+
+    data: TrainDataConfig = field(default_factory=TrainDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+# --- evaluate, export ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class CheckpointConfig:
+    """Which run, and on what it continues."""
+
+    dir: str = MISSING
+    """run.dir of the training."""
+    checkpoint: str = "best"
+    """best (by the run's monitor), last, or the name of a folder in RUN/checkpoints."""
+    data_dir: str | None = None
+    """Prepared folder, where it is not where it was in training."""
+    accelerator: str = "auto"
+    """cpu, gpu, or auto: gpu where there is one."""
+    threads: int | None = None
+    """Threads a rank on the CPU; null shares the cores out evenly."""
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured."""
+
+    split: str = "test"
+    """test or validation."""
+    k: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50, 100])
+    """Cut-offs of recall, NDCG and MRR."""
+    batch_size: int = 1024
+    """Queries a rank scores at a time against its share of the catalogue."""
+
+
+@dataclass
+class EvaluateConfig:
+    """configs/evaluate.yaml."""
+
+    run: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
+class EmbeddingExportConfig:
+    """What is written."""
+
+    side: str = "item"
+    """item: the whole catalogue; query: the rows of a split."""
+    split: str = "test"
+    """Query side: test or validation."""
+    rows_per_shard: int = 100_000
+    batch_size: int = 4096
+    """Rows a rank embeds at a time."""
+
+
+@dataclass
+class ExportConfig:
+    """configs/export.yaml."""
+
+    run: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: EmbeddingExportConfig = field(default_factory=EmbeddingExportConfig)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+Config = TypeVar("Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig)
+
+
+def register_configs() -> None:
+    """Makes the dataclasses known to Hydra under the names that configs/*.yaml use in their defaults lists."""
+    store = ConfigStore.instance()
+    store.store(name="prepare_schema", node=PrepareConfig)
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="export_schema", node=ExportConfig)
+    store.store(group="data", name="movielens_schema", node=MovieLensConfig)
+    store.store(group="data", name="tabular_schema", node=TabularConfig)
+    store.store(group="data", name="generated_schema", node=GeneratedConfig)
+
+
+def typed(config: DictConfig, kind: type[Config]) -> Config:
+    """The composed config as its dataclass.
+
+    Raises:
+        UserError: a value that has no default was not given.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(missing[0], "???", "a value", f"add {missing[0]}=... to the command line")
+    result = OmegaConf.to_object(config)
+    assert isinstance(result, kind)
+    return result
+
+
+def require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raises a UserError unless value is among the allowed ones."""
+    if value not in allowed:
+        raise UserError(name, value, "one of " + ", ".join(allowed), f"set {name}={allowed[0]}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raises a UserError unless value > 0."""
+    if not value > 0:
+        raise UserError(name, value, "a number above 0", f"raise {name}")
+
+
+def check_train_config(config: TrainConfig) -> None:
+    """Checks what can be checked before the data is opened.
+
+    Raises:
+        UserError: a value is out of range or contradicts another.
+    """
+    for name, value in {
+        "data.global_batch_size": config.data.global_batch_size,
+        "data.streams": config.data.streams,
+        "model.embedding_dim": config.model.embedding_dim,
+        "model.temperature": config.model.temperature,
+        "optimizer.embedding_learning_rate": config.optimizer.embedding_learning_rate,
+        "optimizer.dense_learning_rate": config.optimizer.dense_learning_rate,
+        "run.epochs": config.run.epochs,
+        "run.validate_every": config.run.validate_every,
+        "run.validation_batch_size": config.run.validation_batch_size,
+        "run.patience": config.run.patience,
+        "run.log_every": config.run.log_every,
+    }.items():
+        require_positive(name, value)
+    if not 0 <= config.model.id_dropout < 1:
+        raise UserError("model.id_dropout", config.model.id_dropout, "a share in [0, 1)", "set model.id_dropout=0.1")
+    require_one_of("optimizer.embedding", config.optimizer.embedding, ("rowwise_adagrad", "sgd"))
+    require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
+    sharding = config.sharding
+    chosen = {"ids": sharding.ids, "categoricals": sharding.categoricals}
+    chosen |= {f"tables.{table}": kind for table, kind in sharding.tables.items()}
+    for name, kind in chosen.items():
+        if kind is not None:
+            require_one_of(f"sharding.{name}", kind, ("row_wise", "table_wise", "column_wise"))
+
+
+def check_batch_size(config: TrainDataConfig, world_size: int) -> int:
+    """The queries each rank takes of a global batch.
+
+    Raises:
+        UserError: the batch, the streams and the ranks do not divide one another.
+    """
+    if config.streams % world_size:
+        raise UserError("data.streams", config.streams, f"a multiple of the {world_size} ranks",
+                        f"set data.streams={world_size * max(1, round(config.streams / world_size))}")  # fmt: skip
+    if config.global_batch_size % config.streams:
+        raise UserError("data.global_batch_size", config.global_batch_size,
+                        f"a multiple of data.streams={config.streams}",
+                        f"set data.global_batch_size={-(-config.global_batch_size // config.streams) * config.streams}")  # fmt: skip
+    return config.global_batch_size // world_size
+
+
+def check_evaluate_config(config: EvaluateConfig) -> None:
+    """Checks what can be checked before the run is opened.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    require_one_of("evaluate.split", config.evaluate.split, ("test", "validation"))
+    require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
+    require_positive("evaluate.batch_size", config.evaluate.batch_size)
+    if not config.evaluate.k or min(config.evaluate.k) < 1:
+        raise UserError("evaluate.k", config.evaluate.k, "cut-offs from 1", "set evaluate.k=[10,100]")
+
+
+def check_export_config(config: ExportConfig) -> None:
+    """Checks what can be checked before the run is opened.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    require_one_of("export.side", config.export.side, ("item", "query"))
+    require_one_of("export.split", config.export.split, ("test", "validation"))
+    require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
+    require_positive("export.batch_size", config.export.batch_size)
+    require_positive("export.rows_per_shard", config.export.rows_per_shard)

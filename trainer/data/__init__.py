@@ -1,0 +1,1 @@
+"""Data without ranks: prepared folders, their reader, and what writes them."""

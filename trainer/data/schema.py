@@ -1,0 +1,134 @@
+"""What a prepared folder holds: the contract between `prepare` and every other command.
+
+    DIR/schema.json                          this file's dataclasses as JSON; written last, so its presence means complete
+    DIR/vocabulary/<table>.parquet           id (int64 or string), index (int32, from 1), count (int64, training events)
+    DIR/catalog.arrow                        one row an item, uncompressed Arrow IPC so that it can be memory-mapped
+    DIR/events/{train,validation,test}/part-*.parquet
+
+Index 0 of every table is its out-of-vocabulary row. A *catalogue row* is an item's row number in catalog.arrow; it names
+the item everywhere in the prepared data (targets, histories, seen items), while the `item_id` feature column of the
+catalogue holds the row of the item's embedding (0 for an item without enough training events).
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from trainer.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+# Columns of the prepared files that are no features.
+RAW_ITEM_ID = "raw_item_id"  # catalogue: the user's own item id, int64 or string
+TRAIN_COUNT = "train_count"  # catalogue: training events of the item, int64
+ITEM_ROW = "item_row"  # events: catalogue row of the positive, int32
+RAW_USER_ID = "raw_user_id"  # validation and test events: the user's own user id, int64 or string
+SEEN = "seen"  # validation and test events: catalogue rows of all earlier events of the user, list<int32>
+RESERVED_COLUMNS = (RAW_ITEM_ID, TRAIN_COUNT, ITEM_ROW, RAW_USER_ID, SEEN)
+
+SCHEMA_VERSION = 1
+
+Side = Literal["query", "candidate"]
+Kind = Literal["id", "categorical", "numeric", "vector", "history"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input of one tower, as a column of the events (query side) or of the catalogue (candidate side).
+
+    Column types: `id` int32 row of its table; `categorical` the same, or list<int32> where multi_valued;
+    `history` list<int32> of catalogue rows, oldest first; `numeric` float32, NaN where missing;
+    `vector` fixed-size list of float32.
+    """
+
+    name: str
+    side: Side
+    kind: Kind
+    table: str = ""
+    """Embedding table (id, categorical, history); a history has the item id's, so that both share it."""
+    num_embeddings: int = 0
+    """Rows of that table, the out-of-vocabulary row 0 included."""
+    multi_valued: bool = False
+    """Whether a categorical holds a list of values a row; they are averaged."""
+    dim: int = 1
+    """Width of a vector; 1 for a numeric."""
+    log1p: bool = False
+    """Whether a numeric is replaced by log(1 + x) before it is standardised."""
+    mean: float = 0.0
+    """Mean of a numeric over the training rows (after log1p); subtracted."""
+    std: float = 1.0
+    """Standard deviation likewise; divided by."""
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the feature is looked up in an embedding table."""
+        return self.kind in ("id", "categorical", "history")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Features and sizes of a prepared folder."""
+
+    features: tuple[Feature, ...]
+    num_items: int
+    """Rows of the catalogue."""
+    num_events: dict[str, int]
+    """Rows of each split."""
+    user_id_type: Literal["int64", "string"]
+    item_id_type: Literal["int64", "string"]
+    version: int = SCHEMA_VERSION
+
+    def side(self, side: Side) -> tuple[Feature, ...]:
+        """The features of one tower, in declared order."""
+        return tuple(feature for feature in self.features if feature.side == side)
+
+    @property
+    def item_id(self) -> Feature:
+        """The candidates' id; a history of items is looked up in its table."""
+        return next(feature for feature in self.features if feature.side == "candidate" and feature.kind == "id")
+
+    def select(self, query: list[str] | None, candidate: list[str] | None) -> tuple[Feature, ...]:
+        """The features that the two towers take, query side first, in the order asked for; None stands for all.
+
+        Raises:
+            UserError: a name is not among the features of that side.
+        """
+        chosen: list[Feature] = []
+        for side, names in (("query", query), ("candidate", candidate)):
+            available = {feature.name: feature for feature in self.features if feature.side == side}
+            for name in available if names is None else names:
+                if name not in available:
+                    raise UserError(
+                        f"model.{side}.features", names, f"names among {list(available)}",
+                        f"leave {name} out, or prepare the data with it",
+                    )  # fmt: skip
+                chosen.append(available[name])
+        return tuple(chosen)
+
+    def to_json(self) -> str:
+        """Text of schema.json; `from_json` reads it back."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Schema":
+        """The schema written by `to_json`."""
+        fields = json.loads(text)
+        fields["features"] = tuple(Feature(**feature) for feature in fields["features"])
+        return cls(**fields)
+
+
+def read_schema(data_dir: str | Path) -> Schema:
+    """The schema of a prepared folder.
+
+    Raises:
+        UserError: the folder is missing, empty or unfinished, or was written by another version of `prepare`.
+    """
+    path = Path(data_dir) / "schema.json"
+    remedy = f"python -m trainer.prepare data=... data.dir={data_dir}"
+    if not path.is_file():
+        raise UserError("data.dir", data_dir, "a folder written by trainer.prepare, with its schema.json", remedy)
+    version = json.loads(path.read_text()).get("version")
+    if version != SCHEMA_VERSION:
+        raise UserError("data.dir", data_dir, f"schema version {SCHEMA_VERSION}, not {version}", f"prepare it anew: {remedy}")
+    return Schema.from_json(path.read_text())

@@ -1,0 +1,72 @@
+"""Checkpoint -> metrics.
+
+torchrun --nproc-per-node 2 -m trainer.evaluate run.dir=RUN      writes RUN/metrics.json
+"""
+
+import json
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from trainer.config import CONFIG_DIR, EvaluateConfig, check_evaluate_config, register_configs, typed
+from trainer.errors import user_errors
+
+register_configs()
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Command line."""
+    with user_errors():
+        evaluate(typed(config, EvaluateConfig))
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, float]:
+    """Ranks every held-out item of a split over the whole catalogue.
+
+    Returns:
+        Metrics by name, such as `test/recall@10`; also written to RUN/metrics.json.
+
+    Raises:
+        UserError: before any process group exists, if the run or its data is not as it must be.
+    """
+    check_evaluate_config(config)
+    # after the config is known to be sound: these imports take seconds
+    from tqdm.auto import tqdm
+
+    from trainer.data.events import EventFiles, HeldOutReader
+    from trainer.data.shares import share_of_rank, steps_of_all
+    from trainer.runtime.evaluation import Evaluation
+    from trainer.runtime.loading import load_model, open_run
+    from trainer.runtime.processes import find_processes, joined
+    from trainer.runtime.quiet import quieten_libraries
+
+    quieten_libraries()
+    processes = find_processes(config.run.accelerator, config.run.threads)
+    run = open_run(config.run)
+    split, batch_size = config.evaluate.split, config.evaluate.batch_size
+    files = EventFiles(run.data_dir, split)
+    share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
+    steps = steps_of_all(files.num_rows, batch_size, processes.world_size)
+    reader = HeldOutReader(files, run.assembler, batch_size, share, steps)
+    with joined(processes):
+        model = load_model(run, batch_size, processes)
+        evaluation = Evaluation(model, run.assembler, run.schema.num_items, batch_size, processes)
+        for batch in tqdm(reader, desc="evaluate", unit="batch", disable=not processes.is_first):
+            evaluation.update(batch.to(processes.device))
+    metrics = {f"{split}/{name}": value for name, value in evaluation.metrics(config.evaluate.k).items()}
+    if processes.is_first:
+        path = Path(config.run.dir) / "metrics.json"
+        partial = path.with_name("metrics.json.partial")
+        partial.write_text(json.dumps(metrics, indent=2) + "\n")
+        partial.rename(path)
+        print(f"{files.num_rows} queries of {split} against {run.schema.num_items} items, checkpoint {run.checkpoint.name}")
+        for name, value in metrics.items():
+            print(f"{name:<20} {value:.4f}")
+        print(f"written to {path}")
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

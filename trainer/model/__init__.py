@@ -1,0 +1,1 @@
+"""The mathematics: towers, loss and metrics in plain torch, without ranks or files."""

@@ -1,0 +1,1 @@
+"""Many processes: process group, sharding, gathering, Lightning, checkpoints."""

@@ -1,0 +1,104 @@
+"""A training run, from prepared data to its best checkpoint."""
+
+import json
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torchrec.distributed import DistributedModelParallel
+
+from trainer.config import TrainConfig, check_batch_size
+from trainer.data.assembly import BatchAssembler
+from trainer.data.catalog import Catalog
+from trainer.data.events import EventFiles, HeldOutReader, TrainingReader
+from trainer.data.order import EpochOrder
+from trainer.data.schema import read_schema
+from trainer.data.shares import share_of_rank, steps_of_all
+from trainer.model.two_tower import TwoTower
+from trainer.runtime import checkpoint, run_directory
+from trainer.runtime.callbacks import KeepBestAndLast, StepProgressBar, StopEarly, Throughput
+from trainer.runtime.gather import gather_objects
+from trainer.runtime.module import RetrievalModule
+from trainer.runtime.processes import Processes, find_processes
+from trainer.runtime.quiet import quieten_libraries
+from trainer.runtime.sharding import shard, sharded_rows
+from trainer.runtime.strategy import ShardedStrategy
+
+
+def fit(config: TrainConfig) -> dict[str, float]:
+    """Trains, validates and checkpoints until the epochs are over or validation stops improving.
+
+    Returns:
+        Validation metrics of the best checkpoint.
+
+    Raises:
+        UserError: before the process group exists, whatever is wrong with data, model or run directory.
+    """
+    quieten_libraries()
+    processes = find_processes(config.run.accelerator, config.run.threads)
+    batch_size_per_rank = check_batch_size(config.data, processes.world_size)
+    module, validation = _build(config, batch_size_per_rank, processes)
+    order = module.reader.order
+
+    def shard_model(model: TwoTower) -> DistributedModelParallel:
+        sharded = shard(model, config.sharding, config.optimizer, batch_size_per_rank, config.run.seed, processes)
+        rows = gather_objects(sharded_rows(sharded))
+        if processes.is_first:
+            run_directory.record_sharding(config.run.dir, rows)
+        return sharded
+
+    csv = CSVLogger(config.run.dir, name="logs")
+    trainer = pl.Trainer(
+        accelerator="gpu" if processes.device.type == "cuda" else "cpu",
+        devices=processes.local_world_size,
+        num_nodes=processes.num_nodes,
+        strategy=ShardedStrategy(processes, shard_model),
+        max_epochs=-1,
+        max_steps=config.run.epochs * order.steps_per_epoch,
+        val_check_interval=max(1, round(config.run.validate_every * order.steps_per_epoch)),
+        check_val_every_n_epoch=None,  # counts steps over epochs: to Lightning the run is one long epoch
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.run.log_every,
+        logger=[csv, TensorBoardLogger(config.run.dir, name="logs", version=csv.version)],
+        callbacks=[
+            Throughput(config.data.global_batch_size, config.run.log_every),
+            StepProgressBar(),
+            StopEarly(monitor=config.run.monitor, mode="max", patience=config.run.patience),
+            KeepBestAndLast(config.run.dir, config.run.monitor),
+        ],
+        enable_model_summary=False,
+    )
+    trainer.fit(module, val_dataloaders=validation, ckpt_path=checkpoint.newest(config.run.dir), weights_only=False)
+    return _report(config, trainer)
+
+
+def _build(
+    config: TrainConfig, batch_size_per_rank: int, processes: Processes
+) -> tuple[RetrievalModule, HeldOutReader]:
+    """Opens the data and makes the plain model; the first process claims the run directory."""
+    data_dir, rank, world_size = config.data.dir, processes.rank, processes.world_size
+    schema = read_schema(data_dir)
+    features = schema.select(config.model.query.features, config.model.candidate.features)
+    assembler = BatchAssembler(schema, features, Catalog(data_dir, schema))
+    files = EventFiles(data_dir, "train", assembler.event_columns)
+    order = EpochOrder(files.row_group_sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
+    reader = TrainingReader(files, assembler, order, config.model.id_dropout, rank, world_size)
+    held_out, batch_size = EventFiles(data_dir, "validation"), config.run.validation_batch_size
+    validation = HeldOutReader(
+        held_out, assembler, batch_size,
+        share_of_rank(held_out.num_rows, rank, world_size), steps_of_all(held_out.num_rows, batch_size, world_size),
+    )  # fmt: skip
+    pl.seed_everything(config.run.seed, verbose=False)
+    model = TwoTower(features, config.model)
+    if processes.is_first:
+        run_directory.claim(config, schema)
+    return RetrievalModule(model, config, schema, assembler, reader, processes), validation
+
+
+def _report(config: TrainConfig, trainer: pl.Trainer) -> dict[str, float]:
+    best = checkpoint.find(config.run.dir, "best")
+    metrics = json.loads((best.parent / checkpoint.BEST).read_text())["metrics"]
+    if trainer.is_global_zero:
+        print(f"trained {trainer.global_step} steps; best checkpoint {best}")
+        print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    return metrics
+

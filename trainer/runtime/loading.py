@@ -1,0 +1,57 @@
+"""A trained model, sharded over the processes at hand, with the data it reads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchrec.distributed import DistributedModelParallel
+
+from trainer.config import CheckpointConfig, TrainConfig
+from trainer.data.assembly import BatchAssembler
+from trainer.data.catalog import Catalog
+from trainer.data.schema import Schema, read_schema
+from trainer.model.two_tower import TwoTower
+from trainer.runtime import checkpoint, run_directory
+from trainer.runtime.processes import Processes
+from trainer.runtime.sharding import shard
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run directory that can be loaded, found and checked before any process group exists."""
+
+    config: TrainConfig
+    schema: Schema
+    data_dir: str
+    checkpoint: Path
+    catalog: Catalog
+    assembler: BatchAssembler
+
+
+def open_run(config: CheckpointConfig) -> SavedRun:
+    """Finds a run's checkpoint and data.
+
+    Raises:
+        UserError: either is missing, or the data is not what the run was trained on.
+    """
+    trained = run_directory.read_config(config.dir)
+    data_dir = config.data_dir or trained.data.dir
+    schema = read_schema(data_dir)
+    run_directory.check_same_data(data_dir, schema, run_directory.read_schema_of(config.dir))
+    catalog = Catalog(data_dir, schema)
+    features = schema.select(trained.model.query.features, trained.model.candidate.features)
+    found = checkpoint.find(config.dir, config.checkpoint)
+    return SavedRun(trained, schema, data_dir, found, catalog, BatchAssembler(schema, features, catalog))
+
+
+def load_model(run: SavedRun, batch_size: int, processes: Processes) -> DistributedModelParallel:
+    """The run's model in evaluation mode, its tables spread over the processes of the group.
+
+    Args:
+        run: from `open_run`.
+        batch_size: rows a rank will embed at a time.
+        processes: this process's place; the group is up.
+    """
+    model = TwoTower(run.assembler.features, run.config.model)
+    sharded = shard(model, run.config.sharding, run.config.optimizer, batch_size, run.config.run.seed, processes)
+    checkpoint.load(sharded, run.checkpoint)
+    return sharded.eval()

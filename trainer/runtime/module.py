@@ -1,0 +1,90 @@
+"""One training step, and validation: what Lightning calls."""
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.data.assembly import BatchAssembler
+from trainer.data.batch import QueryBatch, RetrievalBatch
+from trainer.data.events import TrainingReader
+from trainer.data.schema import Schema
+from trainer.model.loss import in_batch_softmax
+from trainer.model.two_tower import TwoTower
+from trainer.runtime.evaluation import Evaluation
+from trainer.runtime.gather import gather, gather_with_gradient
+from trainer.runtime.processes import Processes
+
+# B queries on this rank, N candidates over all ranks, D embedding dim
+
+
+class RetrievalModule(pl.LightningModule):
+    """A two-tower model in training.
+
+    Args:
+        model: plain; the strategy replaces it by its sharded form.
+        config: of the run.
+        schema: of the data.
+        assembler: lays out catalogue rows for validation.
+        reader: of training rows; told at every start where to begin.
+        processes: this process's place.
+    """
+
+    def __init__(
+        self, model: TwoTower, config: TrainConfig, schema: Schema, assembler: BatchAssembler,
+        reader: TrainingReader, processes: Processes,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.model: nn.Module = model
+        self.reader = reader
+        self._config, self._schema, self._assembler = config, schema, assembler
+        self._processes = processes
+        self._evaluation: Evaluation | None = None
+        self._monitored_k = int(config.run.monitor.rpartition("@")[2])
+
+    def training_step(self, batch: RetrievalBatch) -> Tensor:
+        """Scores this rank's queries against the candidates of all ranks."""
+        query_BD, candidate_BD = self.model(batch)
+        candidate_ND = gather_with_gradient(candidate_BD)
+        candidate_row_N = gather(batch.candidate_row)
+        positive_B = torch.arange(len(query_BD), device=query_BD.device) + self._processes.rank * len(query_BD)
+        model = self._config.model
+        loss = in_batch_softmax(
+            query_BD, candidate_ND, positive_B, candidate_row_N, model.temperature, model.remove_accidental_hits
+        )
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with linear warm-up for the dense layers; tables are updated by their own kernels."""
+        dense = [parameter for name, parameter in self.model.named_parameters() if "embeddings." not in name]
+        if not dense:
+            return None
+        optimizer = torch.optim.Adam(dense, self._config.optimizer.dense_learning_rate)
+        warmup = max(1, self._config.optimizer.warmup_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> TrainingReader:
+        """The reader, beginning where the newest checkpoint ended."""
+        self.reader.next_step = self.global_step
+        return self.reader
+
+    def on_validation_epoch_start(self) -> None:
+        """Embeds the catalogue."""
+        self._evaluation = Evaluation(
+            self.model, self._assembler, self._schema.num_items, self._config.run.validation_batch_size, self._processes
+        )
+
+    def validation_step(self, batch: QueryBatch) -> None:
+        """Ranks the held-out items of all ranks' queries."""
+        assert self._evaluation is not None
+        self._evaluation.update(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs recall and its companions, the same on every rank."""
+        assert self._evaluation is not None
+        for name, value in self._evaluation.metrics(sorted({10, self._monitored_k})).items():
+            self.log(f"val/{name}", value, prog_bar=name == f"recall@{self._monitored_k}")
+        self._evaluation = None

@@ -1,0 +1,95 @@
+"""This process among the others: who it is, which device it has, and the group they form."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process's place, as torchrun says it; a process started without torchrun is alone."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def num_nodes(self) -> int:
+        """Machines, each with equally many processes."""
+        return self.world_size // self.local_world_size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+
+def find_processes(accelerator: str, threads: int | None) -> Processes:
+    """Reads torchrun's variables, picks the device and sets the number of threads.
+
+    Args:
+        accelerator: cpu, gpu, or auto for a GPU where there is one.
+        threads: of this process on the CPU; None shares the machine's cores out over its processes.
+
+    Raises:
+        UserError: a GPU is asked for and there is none for this process.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    gpus = torch.cuda.device_count()
+    if accelerator == "gpu" and local_world_size > gpus:
+        raise UserError(
+            "run.accelerator", accelerator, f"{local_world_size} GPUs on this machine, not {gpus}",
+            "start as many processes as there are GPUs, or set run.accelerator=cpu",
+        )  # fmt: skip
+    if accelerator == "gpu" or (accelerator == "auto" and gpus >= local_world_size):
+        device = torch.device("cuda", local_rank)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    return Processes(rank, local_rank, world_size, local_world_size, device)
+
+
+def join(processes: Processes) -> None:
+    """Brings up the default process group, over gloo for CPU tensors and NCCL for CUDA ones.
+
+    Environment variables of the rendezvous come from torchrun; a process alone picks a free port of its own.
+    """
+    if dist.is_initialized():
+        return
+    if processes.device.type == "cuda":
+        torch.cuda.set_device(processes.device)
+    alone = None
+    if "MASTER_ADDR" not in os.environ:
+        alone = f"tcp://127.0.0.1:{_free_port()}"
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if processes.device.type == "cuda" else "gloo",
+        init_method=alone,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+
+
+@contextmanager
+def joined(processes: Processes) -> Iterator[None]:
+    """The process group for the duration of a block."""
+    join(processes)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

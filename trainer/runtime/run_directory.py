@@ -1,0 +1,127 @@
+"""The run directory: what was trained, on what, with what; enough for evaluate and export.
+
+    RUN/config.yaml      the resolved TrainConfig
+    RUN/schema.json      features of the data it was trained on
+    RUN/sharding.json    which rank holds how many rows of which table
+    RUN/checkpoints/     see checkpoint.py
+    RUN/logs/            TensorBoard and CSV
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from trainer.config import TrainConfig
+from trainer.data.schema import Schema
+from trainer.errors import UserError
+
+CONFIG, SCHEMA, SHARDING = "config.yaml", "schema.json", "sharding.json"
+
+# Fields that may differ between the first command and one that resumes the run.
+_FREE = ("run.", "sharding.", "data.dir")
+_BOUND = ("run.seed",)
+
+
+def claim(config: TrainConfig, schema: Schema) -> None:
+    """Makes a run directory, or checks that it belongs to this very run; called by one process.
+
+    Raises:
+        UserError: it was trained with another configuration or on data with other features.
+    """
+    folder = Path(config.run.dir)
+    if not (folder / CONFIG).exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError("run.dir", folder, "a new or empty folder, or one of an earlier run", "name another")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / SCHEMA, schema.to_json())
+        _write(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+        return
+    _refuse_other_schema("run.dir", folder, read_schema_of(folder), schema)
+    before, now = _flat(asdict(read_config(folder))), _flat(asdict(config))
+    changed = [
+        f"{name}={before.get(name)} (now {now.get(name)})"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and (name in _BOUND or not name.startswith(_FREE))
+    ]
+    if changed:
+        raise UserError(
+            "run.dir", folder, "the configuration it was trained with: " + ", ".join(changed),
+            "take these values back, or give the new configuration a run.dir of its own",
+        )  # fmt: skip
+
+
+def record_sharding(run_dir: str | Path, rows: list[dict[str, tuple[int, int]]]) -> None:
+    """Writes which rows of each table every rank holds.
+
+    Args:
+        run_dir: run directory.
+        rows: by rank, for every table the rows held of any part of it, and its rows in all.
+    """
+    tables = {
+        table: {"num_embeddings": total, "rows_by_rank": [held.get(table, (0, total))[0] for held in rows]}
+        for held in rows
+        for table, (_, total) in held.items()
+    }
+    _write(Path(run_dir) / SHARDING, json.dumps(tables, indent=2) + "\n")
+
+
+def read_config(run_dir: str | Path) -> TrainConfig:
+    """The configuration of a run.
+
+    Raises:
+        UserError: the folder is no run directory.
+    """
+    path = Path(run_dir) / CONFIG
+    if not path.is_file():
+        raise UserError("run.dir", run_dir, "a folder written by trainer.train, with its config.yaml", "train first")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
+    assert isinstance(config, TrainConfig)
+    return config
+
+
+def read_schema_of(run_dir: str | Path) -> Schema:
+    """The schema of the data a run was trained on."""
+    return Schema.from_json((Path(run_dir) / SCHEMA).read_text())
+
+
+def check_same_data(data_dir: str, schema: Schema, run_schema: Schema) -> None:
+    """Refuses data whose features are not those of the run.
+
+    Raises:
+        UserError: they differ.
+    """
+    _refuse_other_schema("run.data_dir", data_dir, run_schema, schema)
+
+
+def _refuse_other_schema(field: str, value: object, before: Schema, now: Schema) -> None:
+    old, new = _flat(_by_name(before)), _flat(_by_name(now))
+    changed = [
+        f"{name} was {old.get(name, 'absent')}, is {new.get(name, 'absent')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise UserError(
+            field, value, "data with the features it was trained on; " + ", ".join(changed[:8]),
+            "use the data of that run, or train anew in a run.dir of its own",
+        )  # fmt: skip
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.rename(path)
+
+
+def _by_name(schema: Schema) -> dict[str, Any]:
+    return {"features": {feature.name: asdict(feature) for feature in schema.features}, "num_items": schema.num_items}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -1,0 +1,42 @@
+"""Prepared data -> checkpoints.
+
+torchrun --nproc-per-node 2 -m trainer.train data.dir=DATA run.dir=RUN model=two_tower
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from trainer.config import CONFIG_DIR, TrainConfig, check_batch_size, check_train_config, register_configs, typed
+from trainer.errors import user_errors
+
+register_configs()
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="train")
+def main(config: DictConfig) -> None:
+    """Command line."""
+    with user_errors():
+        train(typed(config, TrainConfig))
+
+
+def train(config: TrainConfig) -> dict[str, float]:
+    """Trains a model, resuming from the newest checkpoint of its run directory.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        Validation metrics of the best checkpoint.
+
+    Raises:
+        UserError: before any process group exists, whatever is wrong with the configuration or the data.
+    """
+    check_train_config(config)
+    # after the config is known to be sound: these imports take seconds
+    from trainer.runtime.fit import fit
+
+    return fit(config)
+
+
+if __name__ == "__main__":
+    main()
