@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
 from trainer.errors import UserError
@@ -33,6 +34,16 @@ class Catalog:
                 "data.dir", data_dir, f"a catalog.arrow of {schema.num_items} rows with columns {declared}, "
                 f"not {self._table.num_rows} rows with {self._table.column_names}", "prepare the data anew",
             )  # fmt: skip
+
+        for feature in schema.side("candidate"):
+            if feature.is_sparse:
+                column = self._column(feature.name)
+                bounds = pc.min_max(column.values if feature.multi_valued else column).as_py()
+                if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < feature.num_embeddings:
+                    raise UserError(
+                        f"{path} column {feature.name}", bounds, f"rows of a table of {feature.num_embeddings}",
+                        "prepare the data anew; catalogue and vocabulary must come from one run of prepare",
+                    )  # fmt: skip
 
     def __len__(self) -> int:
         return self._table.num_rows

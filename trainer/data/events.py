@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from trainer.data.assembly import DROPPED, BatchAssembler
 from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.order import EpochOrder, Piece, streams_of_rank
 from trainer.data.prefetch import prefetch
+from trainer.data.schema import ITEM_ROW, Schema
 from trainer.errors import UserError
 
 
@@ -45,6 +47,30 @@ class EventFiles:
     def num_rows(self) -> int:
         """Rows of the split."""
         return sum(self.row_group_sizes)
+
+    def check_indices(self, limits: dict[str, int]) -> None:
+        """Refuses rows that point outside a table or the catalogue, from the files' statistics where they have them.
+
+        Args:
+            limits: for every integer column (or list of integers), what its values must stay below.
+
+        Raises:
+            UserError: a value is negative or too large.
+        """
+        for path, group in self._groups:
+            file = _open(path, None)
+            row_group = file.metadata.row_group(group)
+            for leaf in (row_group.column(index) for index in range(row_group.num_columns)):
+                name = leaf.path_in_schema.split(".")[0]
+                if name not in limits or leaf.num_values == 0:
+                    continue
+                low, high = _bounds(file, group, name, leaf.statistics)
+                if low < 0 or high >= limits[name]:
+                    raise UserError(
+                        f"{path} row group {group} column {name}", high if low >= 0 else low,
+                        f"row numbers from 0 to {limits[name] - 1}, the last of its table",
+                        "prepare the data anew; events, vocabulary and catalogue must come from one run of prepare",
+                    )  # fmt: skip
 
     def read(self, row_group: int) -> pa.Table:
         """One row group, counted over all files."""
@@ -152,6 +178,24 @@ class HeldOutReader:
             start += len(events)
             filled = pa.concat_tables([events, *[filler] * (self._batch_size - len(events))])
             yield self._assembler.query_batch(filled, row)
+
+
+def index_limits(schema: Schema) -> dict[str, int]:
+    """Columns of the events that hold row numbers, and what these must stay below."""
+    limits = {ITEM_ROW: schema.num_items}
+    for feature in schema.side("query"):
+        if feature.is_sparse:
+            limits[feature.name] = schema.num_items if feature.kind == "history" else feature.num_embeddings
+    return limits
+
+
+def _bounds(file: pq.ParquetFile, group: int, name: str, statistics: pq.Statistics | None) -> tuple[int, int]:
+    if statistics is not None and statistics.has_min_max:
+        return statistics.min, statistics.max
+    column = file.read_row_group(group, columns=[name]).column(name)
+    values = column.combine_chunks().flatten() if pa.types.is_list(column.type) else column
+    bounds = pa.compute.min_max(values).as_py()
+    return bounds["min"] or 0, bounds["max"] or 0
 
 
 def _open(path: Path, columns: Sequence[str] | None) -> pq.ParquetFile:

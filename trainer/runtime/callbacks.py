@@ -1,5 +1,6 @@
 """What happens around the steps: figures to watch, when to stop, what to keep."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,16 @@ class StepProgressBar(ProgressBar):
         """Opens the bar at the step from which the run goes on."""
         self._bar = tqdm(
             desc="train", total=trainer.max_steps, initial=trainer.global_step, unit="step",
-            disable=not self._shown, mininterval=1.0, dynamic_ncols=True,
+            disable=not self._shown, dynamic_ncols=True,
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,  # a log file wants few lines
         )  # fmt: skip
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Counts the step; figures are looked up only when the bar is drawn anew."""
         assert self._bar is not None
         if self._bar.update():
-            metrics = {name: float(value) for name, value in trainer.progress_bar_metrics.items()}
-            shown = {name.removeprefix("train/"): f"{value:,.0f}" if value > 100 else f"{value:.4f}" for name, value in metrics.items()}
+            metrics = {name.removeprefix("train/"): float(value) for name, value in trainer.progress_bar_metrics.items()}
+            shown = {name: f"{value:,.0f}" if value > 100 else f"{value:.4f}" for name, value in metrics.items()}
             self._bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

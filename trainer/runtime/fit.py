@@ -9,7 +9,7 @@ from torchrec.distributed import DistributedModelParallel
 from trainer.config import TrainConfig, check_batch_size
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
-from trainer.data.events import EventFiles, HeldOutReader, TrainingReader
+from trainer.data.events import EventFiles, HeldOutReader, TrainingReader, index_limits
 from trainer.data.order import EpochOrder
 from trainer.data.schema import read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
@@ -82,6 +82,7 @@ def _build(
     files = EventFiles(data_dir, "train", assembler.event_columns)
     order = EpochOrder(files.row_group_sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
     reader = TrainingReader(files, assembler, order, config.model.id_dropout, rank, world_size)
+    files.check_indices(index_limits(schema))
     held_out, batch_size = EventFiles(data_dir, "validation"), config.run.validation_batch_size
     validation = HeldOutReader(
         held_out, assembler, batch_size,

@@ -1,0 +1,28 @@
+import torch
+from torch import Tensor
+
+from tests.ranks import RankPool
+from trainer.runtime.gather import gather, gather_objects, gather_with_gradient
+from trainer.runtime.processes import Processes
+
+WEIGHTS = torch.tensor([[1.0, 2, 3, 4, 5, 6], [7.0, 8, 9, 10, 11, 12], [0.0, 1, 0, 1, 0, 1]])
+
+
+def gathered(processes: Processes) -> tuple[Tensor, Tensor, list[int]]:
+    local = torch.arange(2.0)[:, None] + 10 * processes.rank
+    local.requires_grad_()
+    everyone = gather_with_gradient(local)
+    (everyone[:, 0] ** 2 * WEIGHTS[processes.rank, : len(everyone)]).sum().backward()
+    return gather(local.detach()), local.grad, gather_objects(processes.rank)
+
+
+def test_every_rank_gets_all_rows_and_owners_get_all_gradients(ranks: RankPool) -> None:
+    for world_size in (1, 2, 3):
+        results = ranks.run(world_size, gathered)
+        rows = torch.cat([torch.arange(2.0) + 10 * rank for rank in range(world_size)])
+        # d/dx of sum over ranks of w x^2
+        gradient = 2 * rows * WEIGHTS[:world_size, : len(rows)].sum(0)
+        for rank, (everyone, grad, numbers) in enumerate(results):
+            assert everyone[:, 0].tolist() == rows.tolist()
+            assert grad[:, 0].tolist() == gradient[2 * rank : 2 * rank + 2].tolist()
+            assert numbers == list(range(world_size))

@@ -1,0 +1,173 @@
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tests.prepared import FEATURES, ITEMS, ROWS, SCHEMA
+from trainer.data.assembly import BatchAssembler
+from trainer.data.batch import RetrievalBatch
+from trainer.data.catalog import Catalog
+from trainer.data.events import EventFiles, HeldOutReader, TrainingReader, index_limits
+from trainer.data.order import EpochOrder
+from trainer.data.schema import ITEM_ROW, SEEN, read_schema
+from trainer.data.shares import share_of_rank, steps_of_all
+from trainer.errors import UserError
+
+BATCH, STREAMS = 48, 6
+
+
+def assembler(folder: Path) -> BatchAssembler:
+    return BatchAssembler(SCHEMA, FEATURES, Catalog(folder, SCHEMA))
+
+
+def reader(folder: Path, rank: int = 0, world_size: int = 1, id_dropout: float = 0.0) -> TrainingReader:
+    layout = assembler(folder)
+    files = EventFiles(folder, "train", layout.event_columns)
+    order = EpochOrder(files.row_group_sizes, BATCH, STREAMS, seed=3)
+    return TrainingReader(files, layout, order, id_dropout, rank, world_size)
+
+
+def rows_of(batch: RetrievalBatch) -> list[tuple]:
+    """Every row of a batch as a tuple of all it holds."""
+    features = batch.sparse_features.to_dict()
+    lists = {name: jagged.to_dense() for name, jagged in features.items()}
+    return [
+        (
+            *(tuple(lists[name][row].tolist()) for name in lists),
+            tuple(np.nan_to_num(batch.query_dense[row].numpy(), nan=-1).tolist()),
+            tuple(batch.candidate_dense[row].tolist()),
+            int(batch.candidate_row[row]),
+        )
+        for row in range(len(batch.candidate_row))
+    ]
+
+
+def expected_rows(folder: Path) -> set[tuple]:
+    """The same tuples, put together row by row in plain Python."""
+    catalog = pa.ipc.open_file(pa.memory_map(str(folder / "catalog.arrow"))).read_all().to_pylist()
+    rows = set()
+    for event in pq.read_table(folder / "events" / "train").to_pylist():
+        item = catalog[event[ITEM_ROW]]
+        sparse = [
+            (event["user_id"],), (event["hour"],), tuple(catalog[row]["item_id"] for row in event["history"]),
+            (item["item_id"],), tuple(item["genres"]),
+        ]  # fmt: skip
+        age = -1.0 if np.isnan(event["age"]) else np.float32(event["age"])
+        rows.add((*sparse, (float(age),), (item["price"], *item["text"]), event[ITEM_ROW]))
+    return rows
+
+
+def test_an_epoch_holds_the_rows_of_the_files_joined_with_the_catalogue(prepared: Path) -> None:
+    source = reader(prepared)
+    rows = [row for batch in islice(source, source.order.steps_per_epoch) for row in rows_of(batch)]
+    assert len(rows) == ROWS["train"] // BATCH * BATCH
+    assert set(rows) <= expected_rows(prepared)
+    assert len(set(rows)) > 0.95 * len(rows)  # the made-up rows are all but distinct
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_hold_the_batches_of_one(prepared: Path, world_size: int) -> None:
+    alone = islice(reader(prepared, id_dropout=0.3), 30)
+    together = [iter(reader(prepared, rank, world_size, id_dropout=0.3)) for rank in range(world_size)]
+    for batch in alone:
+        assert rows_of(batch) == [row for rank in together for row in rows_of(next(rank))]
+
+
+@pytest.mark.parametrize("step", [1, 19, 20, 27, 41])
+def test_a_reader_resumed_at_a_step_goes_on_as_the_uninterrupted_one(prepared: Path, step: int) -> None:
+    resumed = reader(prepared, id_dropout=0.3)
+    resumed.next_step = step
+    expected = islice(reader(prepared, id_dropout=0.3), step, step + 3)
+    for batch, other in zip(islice(resumed, 3), expected, strict=True):
+        assert rows_of(batch) == rows_of(other)
+
+
+def test_id_dropout_hides_about_its_share_of_each_id_and_nothing_else(prepared: Path) -> None:
+    plain, dropped = (list(islice(reader(prepared, id_dropout=p), 20)) for p in (0.0, 0.25))
+    hidden = {name: 0 for name in ("user_id", "item_id")}
+    for before, after in zip(plain, dropped, strict=True):
+        for name in before.sparse_features.keys():
+            old, new = (batch.sparse_features[name].values() for batch in (before, after))
+            if name in hidden:
+                hidden[name] += int((old != new).sum())
+                assert torch.all((old == new) | (new == 0))
+            else:
+                assert torch.equal(old, new)
+    rows = 20 * BATCH
+    assert 0.2 * rows < hidden["user_id"] < 0.3 * rows
+    assert 0.15 * rows < hidden["item_id"] < 0.27 * rows  # a seventh of the items are out of vocabulary already
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 16), (2, 16), (3, 25), (1, 100)])
+def test_held_out_rows_come_once_in_order_in_equal_batches(prepared: Path, world_size: int, batch_size: int) -> None:
+    layout, files = assembler(prepared), EventFiles(prepared, "test")
+    steps = steps_of_all(files.num_rows, batch_size, world_size)
+    events = pq.read_table(prepared / "events" / "test").to_pylist()
+    seen_rows = []
+    for rank in range(world_size):
+        share = share_of_rank(files.num_rows, rank, world_size)
+        batches = list(HeldOutReader(files, layout, batch_size, share, steps))
+        assert len(batches) == steps
+        for batch in batches:
+            assert len(batch.row) == batch_size == batch.batch.query_dense.shape[0]
+            seen = batch.seen_rows.split(batch.seen_lengths.tolist())
+            for position, row in enumerate(batch.row.tolist()):
+                if row >= 0:
+                    seen_rows.append(row)
+                    assert seen[position].tolist() == events[row][SEEN]
+                    assert batch.target_row[position] == events[row][ITEM_ROW]
+                    user = batch.batch.sparse_features["user_id"].to_dense()[position]
+                    assert user.tolist() == [events[row]["user_id"]]
+    assert seen_rows == list(range(len(events)))
+
+
+def test_candidates_alone_have_no_queries(prepared: Path) -> None:
+    batch = assembler(prepared).candidate_batch(np.array([3, 0, ITEMS - 1]))
+    assert batch.query_dense is None and batch.candidate_row.tolist() == [3, 0, ITEMS - 1]
+    assert batch.sparse_features["history"].values().numel() == 0
+    assert batch.sparse_features["item_id"].values().tolist() == [4, 0, 40]
+
+
+def test_errors_of_the_reading_thread_reach_the_consumer(prepared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(prepared, folder)
+    source = reader(folder)
+    for path in (folder / "events" / "train").iterdir():
+        content = bytearray(path.read_bytes())
+        content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
+        path.write_bytes(content)
+    with pytest.raises((UserError, OSError)):
+        list(islice(source, 20))
+
+
+def test_rows_that_point_outside_a_table_are_refused(prepared: Path) -> None:
+    files = EventFiles(prepared, "train")
+    files.check_indices(index_limits(SCHEMA))
+    with pytest.raises(UserError, match="column user_id=.*row numbers from 0 to 29"):
+        files.check_indices({"user_id": 30})
+    with pytest.raises(UserError, match="column history="):
+        files.check_indices({"history": 5})
+
+
+def test_a_folder_that_is_not_prepared_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.dir=.*schema.json.*python -m trainer.prepare"):
+        read_schema(tmp_path)
+
+
+def test_an_empty_split_a_missing_column_and_a_truncated_file_are_named(prepared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    with pytest.raises(UserError, match=r"columns \['zip'\] beside"):
+        EventFiles(folder, "train", ["user_id", "zip"])
+    part = folder / "events" / "test" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(UserError, match="part-00000.parquet: expected a readable Parquet file"):
+        EventFiles(folder, "test")
+    shutil.rmtree(folder / "events" / "validation")
+    with pytest.raises(UserError, match="at least one row"):
+        EventFiles(folder, "validation")

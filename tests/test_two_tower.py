@@ -1,0 +1,110 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.prepared import FEATURES, SCHEMA
+from trainer.config import ModelConfig, TowerConfig
+from trainer.data.assembly import BatchAssembler
+from trainer.data.batch import RetrievalBatch
+from trainer.data.catalog import Catalog
+from trainer.data.schema import Feature
+from trainer.errors import UserError
+from trainer.model.tower import Standardize, Tower
+from trainer.model.two_tower import TwoTower
+
+
+def batch_of(folder: Path, features: tuple[Feature, ...], rows: int = 50) -> RetrievalBatch:
+    events = pq.read_table(folder / "events" / "train" / "part-00000.parquet").slice(0, rows)
+    return BatchAssembler(SCHEMA, features, Catalog(folder, SCHEMA)).training_batch(events)
+
+
+def on_cpu(model: TwoTower) -> TwoTower:
+    """The plain model with real tables, as no shard would ever hold them."""
+    model.embeddings.to_empty(device="cpu")
+    for table in model.embeddings.embedding_bags.values():
+        torch.nn.init.normal_(table.weight)
+    return model
+
+
+def test_matrix_factorization_is_the_dot_product_of_two_rows(prepared: Path) -> None:
+    features = SCHEMA.select(["user_id"], ["item_id"])
+    ids_only = TowerConfig(hidden=None)
+    model = on_cpu(TwoTower(features, ModelConfig(embedding_dim=8, query=ids_only, candidate=ids_only, normalize=False)))
+    batch = batch_of(prepared, features)
+    query, candidate = model(batch)
+    users, items = (model.embeddings.embedding_bags[name].weight for name in ("user_id", "item_id"))
+    user, item = (batch.sparse_features[name].values() for name in ("user_id", "item_id"))
+    assert torch.equal(query @ candidate.T, users[user] @ items[item].T)
+
+
+def test_both_towers_against_their_formula(prepared: Path) -> None:
+    config = ModelConfig(embedding_dim=8, categorical_dim=4, query=TowerConfig(hidden=[5]), candidate=TowerConfig(hidden=[]))
+    model = on_cpu(TwoTower(FEATURES, config))
+    batch = batch_of(prepared, FEATURES)
+    query, candidate = model(batch)
+    weight = {name: table.weight for name, table in model.embeddings.embedding_bags.items()}
+    for row in range(len(query)):
+        values = {name: jagged.to_dense()[row] for name, jagged in batch.sparse_features.to_dict().items()}
+        history = weight["item_id"][values["history"]]
+        age = (batch.query_dense[row] - 40) / 10
+        user = torch.cat([
+            weight["user_id"][values["user_id"][0]],
+            weight["hour"][values["hour"][0]],
+            history.mean(0) if len(history) else torch.zeros(8),
+            torch.zeros(1) if age.isnan() else age,
+        ])
+        expected = F.normalize(model.query_tower.mlp(user), dim=0)
+        torch.testing.assert_close(query[row], expected)
+
+        genres = weight["genres"][values["genres"]]
+        price, text = batch.candidate_dense[row, :1], batch.candidate_dense[row, 1:]
+        item = torch.cat([
+            weight["item_id"][values["item_id"][0]],
+            genres.mean(0) if len(genres) else torch.zeros(4),
+            (torch.log1p(price) - 1) / 0.5,
+            text,
+        ])
+        torch.testing.assert_close(candidate[row], F.normalize(model.candidate_tower.mlp(item), dim=0))
+
+
+def test_history_and_candidate_share_one_table() -> None:
+    model = TwoTower(FEATURES, ModelConfig())
+    tables = {table.name: table.feature_names for table in model.embeddings.embedding_bag_configs()}
+    assert tables["item_id"] == ["history", "item_id"]
+    assert all(parameter.device.type == "meta" for parameter in model.embeddings.parameters())
+
+
+def test_a_tower_that_has_no_input_does_not_run(prepared: Path) -> None:
+    model = on_cpu(TwoTower(FEATURES, ModelConfig()))
+    batch = BatchAssembler(SCHEMA, FEATURES, Catalog(prepared, SCHEMA)).candidate_batch(np.arange(5))
+    query, candidate = model(batch)
+    assert query is None and candidate.shape == (5, 64)
+    assert model(replace(batch_of(prepared, FEATURES), candidate_dense=None))[1] is None
+
+
+def test_standardize_by_hand() -> None:
+    columns = Standardize([Feature("a", "query", "numeric", mean=2.0, std=4.0),
+                           Feature("b", "query", "numeric", log1p=True, mean=1.0, std=0.5),
+                           Feature("c", "query", "vector", dim=2)])  # fmt: skip
+    result = columns(torch.tensor([[6.0, np.e - 1, 7.0, 8.0], [torch.nan, torch.nan, 0.0, 1.0]]))
+    torch.testing.assert_close(result, torch.tensor([[1.0, 0.0, 7.0, 8.0], [0.0, 0.0, 0.0, 1.0]]))
+
+
+def test_a_tower_without_layers_wants_inputs_of_the_embedding_width() -> None:
+    with pytest.raises(UserError, match=r"model.query.hidden=None: expected inputs of width 64.*not 80"):
+        TwoTower(SCHEMA.select(["user_id", "hour"], None), ModelConfig(query=TowerConfig(hidden=None)))
+
+
+def test_a_tower_without_features_is_refused() -> None:
+    with pytest.raises(UserError, match=r"model.query.features=\[\]"):
+        Tower("query", [], {}, TowerConfig(features=[]), 8, True)
+
+
+def test_an_unknown_feature_is_named_beside_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"model.query.features=.*'hour', 'history'\].*leave country out"):
+        SCHEMA.select(["user_id", "country"], None)

@@ -1,0 +1,79 @@
+"""A model of the made-up data, trained for some steps on the ranks at hand."""
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed import DistributedModelParallel
+
+from tests.prepared import FEATURES, SCHEMA
+from trainer.config import ModelConfig, OptimizerConfig, ShardingConfig, TowerConfig, TrainConfig
+from trainer.data.assembly import BatchAssembler
+from trainer.data.catalog import Catalog
+from trainer.data.events import EventFiles, TrainingReader
+from trainer.data.order import EpochOrder
+from trainer.model.two_tower import TwoTower
+from trainer.runtime.gather import gather_objects
+from trainer.runtime.module import RetrievalModule
+from trainer.runtime.processes import Processes
+from trainer.runtime.sharding import shard
+
+BATCH, STREAMS = 48, 6
+
+
+def config(sharding: str = "row_wise", optimizer: str = "rowwise_adagrad") -> TrainConfig:
+    """Small towers, quick rates."""
+    tower = TowerConfig(hidden=[16])
+    rate = 3.0 if optimizer == "sgd" else 0.2
+    return TrainConfig(
+        model=ModelConfig(embedding_dim=8, categorical_dim=4, query=tower, candidate=tower, temperature=0.2),
+        optimizer=OptimizerConfig(embedding=optimizer, embedding_learning_rate=rate, dense_learning_rate=0.01, warmup_steps=2),
+        sharding=ShardingConfig(ids=sharding, categoricals="table_wise"),
+    )
+
+
+def sharded_model(processes: Processes, config: TrainConfig, seed: int = 0) -> DistributedModelParallel:
+    """The model at its start."""
+    torch.manual_seed(seed)
+    model = TwoTower(FEATURES, config.model)
+    return shard(model, config.sharding, config.optimizer, BATCH // processes.world_size, seed, processes)
+
+
+def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int, start: int = 0,
+            model: DistributedModelParallel | None = None) -> tuple[DistributedModelParallel, list[float]]:  # fmt: skip
+    """Takes steps through the module's own training_step, without Lightning's loop around it."""
+    model = model or sharded_model(processes, config)
+    layout = BatchAssembler(SCHEMA, FEATURES, Catalog(folder, SCHEMA))
+    files = EventFiles(folder, "train", layout.event_columns)
+    order = EpochOrder(files.row_group_sizes, BATCH, STREAMS, seed=0)
+    reader = TrainingReader(files, layout, order, 0.1, processes.rank, processes.world_size)
+    reader.next_step = start
+    module = RetrievalModule(model, config, SCHEMA, layout, reader, processes)
+    module.log = lambda *args, **kwargs: None
+    chosen = module.configure_optimizers()
+    losses = []
+    for batch in islice(reader, steps):
+        loss = module.training_step(batch)
+        chosen["optimizer"].zero_grad()
+        loss.backward()
+        chosen["optimizer"].step()
+        chosen["lr_scheduler"]["scheduler"].step()
+        losses.append(sum(gather_objects(loss.item())) / processes.world_size)
+    return model, losses
+
+
+def whole_tables(model: DistributedModelParallel) -> dict[str, Tensor]:
+    """Every parameter in full on the first rank: for comparison in tests only."""
+    result = {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, ShardedTensor):
+            whole = torch.empty(value.size()) if value.metadata() and torch.distributed.get_rank() == 0 else None
+            value.gather(dst=0, out=whole)
+            value = whole
+        if value is not None:
+            result[name] = value.detach().clone()
+    return result
+
+

@@ -1,0 +1,81 @@
+"""Writing the prepared folder's files: row groups of exactly the size asked for, parts of at most a million rows."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.data.engine import Connection
+from trainer.data.vocabulary import vocabulary_table
+
+PART_ROWS = 1 << 20
+
+
+def regroup(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of exactly `rows`, the last one perhaps shorter."""
+    pending: list[pa.RecordBatch] = []
+    held = 0
+    for batch in batches:
+        pending.append(batch)
+        held += len(batch)
+        if held < rows:
+            continue
+        whole = pa.concat_batches(pending)
+        for start in range(0, held - held % rows, rows):
+            yield whole.slice(start, rows)
+        pending, held = [whole.slice(held - held % rows)], held % rows
+    if held:
+        yield pa.concat_batches(pending)
+
+
+def write_parts(folder: Path, batches: Iterable[pa.RecordBatch], part_rows: int = PART_ROWS) -> int:
+    """Writes each batch as a row group of part-00000.parquet, part-00001.parquet, ...
+
+    Returns:
+        The rows written.
+    """
+    folder.mkdir(parents=True)
+    writer: pq.ParquetWriter | None = None
+    parts = total = in_part = 0
+    try:
+        for batch in batches:
+            if writer is not None and in_part + len(batch) > part_rows:
+                writer.close()
+                writer = None
+            if writer is None:
+                # Neither a dictionary nor statistics help whoever reads every row, and both cost time.
+                path = folder / f"part-{parts:05d}.parquet"
+                writer = pq.ParquetWriter(path, batch.schema, compression="zstd", compression_level=1,
+                                          use_dictionary=False, write_statistics=False)  # fmt: skip
+                parts, in_part = parts + 1, 0
+            writer.write_batch(batch, row_group_size=len(batch))
+            total, in_part = total + len(batch), in_part + len(batch)
+    finally:
+        if writer is not None:
+            writer.close()
+    return total
+
+
+def write_catalog(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    """Writes uncompressed Arrow IPC with one record batch, so that every column is one piece of memory once mapped.
+
+    Returns:
+        The rows written.
+    """
+    (whole,) = pa.Table.from_batches(list(batches)).combine_chunks().to_batches()
+    with pa.ipc.new_file(path, whole.schema) as writer:
+        writer.write_batch(whole)
+    return len(whole)
+
+
+def write_vocabularies(connection: Connection, folder: Path, features: list[str]) -> None:
+    """Writes <feature>.parquet with id, index and count, by index."""
+    folder.mkdir()
+    for feature in features:
+        query = f"SELECT id, index, count FROM {vocabulary_table(feature)} ORDER BY index"
+        table = connection.sql(query).to_arrow_table()
+        kind = table.schema.field("id").type
+        types = {"id": kind, "index": pa.int32(), "count": pa.int64()}
+        fields = [pa.field(name, kind, nullable=False) for name, kind in types.items()]
+        pq.write_table(table.cast(pa.schema(fields)), folder / f"{feature}.parquet")

@@ -1,0 +1,79 @@
+"""The rows of the prepared files, batch by batch: one query of the engine each, then columns encoded with Arrow."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from trainer.config import PreparedConfig
+from trainer.data.encoding import ColumnEncoder
+from trainer.data.engine import Connection, columns, shuffled, stream
+from trainer.data.histories import Histories
+from trainer.data.prepared_files import regroup
+from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TRAIN_COUNT
+
+CATALOG_BATCH = 1 << 16
+
+
+def catalog_batches(connection: Connection, encoders: list[ColumnEncoder]) -> Iterator[pa.RecordBatch]:
+    """Rows of catalog.arrow, in order of item_row."""
+    query = f"""
+        SELECT catalog.item_id, coalesce(train_count, 0) AS train_count, {_selected(encoders)}
+        FROM catalog
+        LEFT JOIN (SELECT item_row, count(*) AS train_count FROM events WHERE split = 'train' GROUP BY item_row)
+            USING (item_row)
+        {_joined(encoders)}
+        ORDER BY item_row"""
+    for batch in regroup(stream(connection, query, CATALOG_BATCH), CATALOG_BATCH):
+        stored = {RAW_ITEM_ID: batch["item_id"], TRAIN_COUNT: batch["train_count"].cast(pa.int64())}
+        yield _record_batch(stored | _encoded(batch, encoders))
+
+
+def event_batches(
+    connection: Connection, split: str, encoders: list[ColumnEncoder], histories: Histories, config: PreparedConfig
+) -> Iterator[pa.RecordBatch]:
+    """Rows of a split's files in batches of a row group.
+
+    Training rows are in pseudo-random order, so that every row group is a random sample; the others in order of time.
+    """
+    event_columns = columns(connection, "events")
+    has_time = "timestamp" in event_columns
+    order = shuffled(config.seed, "seq") if split == "train" else "timestamp, seq" if has_time else "seq"
+    users = "LEFT JOIN read_users USING (user_id)" if columns(connection, "read_users") else ""
+    query = f"""
+        SELECT item_row, start + position AS place, position, {"timestamp," if has_time else ""}
+               {_selected(encoders)} {"" if split == "train" else "events.user_id"}
+        FROM events {users}
+        {_joined(encoders)}
+        WHERE split = '{split}'
+        ORDER BY {order}"""
+    reader = stream(connection, query, config.row_group_size)
+    for batch in regroup(reader, config.row_group_size):
+        place, position = batch["place"].to_numpy(), batch["position"].to_numpy()
+        stored = {ITEM_ROW: batch["item_row"]} | _encoded(batch, encoders)
+        for encoder in encoders:
+            if encoder.input.kind == "history":
+                stored[encoder.input.name] = histories.before(place, position, encoder.input.config.length)
+        if has_time:
+            stored["timestamp"] = batch["timestamp"].cast(pa.int64())
+        if split != "train":
+            stored |= {RAW_USER_ID: batch["user_id"], SEEN: histories.before(place, position)}
+        yield _record_batch(stored)
+
+
+def _selected(encoders: list[ColumnEncoder]) -> str:
+    return "".join(f"{encoder.select}, " for encoder in encoders if encoder.is_stored)
+
+
+def _joined(encoders: list[ColumnEncoder]) -> str:
+    return " ".join(encoder.join for encoder in encoders)
+
+
+def _encoded(batch: pa.RecordBatch, encoders: list[ColumnEncoder]) -> dict[str, pa.Array]:
+    stored = (encoder for encoder in encoders if encoder.is_stored)
+    return {encoder.input.name: encoder.encode(batch[encoder.input.column]) for encoder in stored}
+
+
+def _record_batch(stored: dict[str, pa.Array]) -> pa.RecordBatch:
+    """The columns as a batch whose schema says that none has nulls."""
+    fields = [pa.field(name, column.type, nullable=False) for name, column in stored.items()]
+    return pa.record_batch(list(stored.values()), schema=pa.schema(fields))

@@ -1,0 +1,165 @@
+"""From a source's views to the engine's tables, and the checks of what lies in them.
+
+    read_events(user_id, item_id, timestamp, seq, feature_...)     read_users(user_id, feature_...)
+    catalog(item_row, item_id, feature_...)
+
+All ids are BIGINT or VARCHAR here, and features go by `Input.column`.
+"""
+
+from typing import Literal
+
+from trainer.config import PreparedConfig
+from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, columns, first_row, reading, shuffled
+from trainer.data.inputs import INTEGERS, Input
+from trainer.errors import UserError
+
+# Source view -> the table made of it, what names a row of it, and the word for its rows.
+_TABLES = {
+    EVENTS: ("read_events", "seq", "events"),
+    ITEMS: ("catalog", "item_id", "items"),
+    USERS: ("read_users", "user_id", "users"),
+}
+
+
+def read_tables(connection: Connection, config: PreparedConfig, inputs: list[Input]) -> list[str]:
+    """Fills the tables.
+
+    Returns:
+        A line for everything dropped or missing.
+
+    Raises:
+        UserError: an id is null or of another type, an item or user comes twice, an event's item is unknown and
+            `unknown_items` is error, a number is infinite or below what log1p takes, vectors differ in length.
+    """
+    _read(connection, EVENTS, "read_events", ["user_id", "item_id"], ["timestamp", "seq"], inputs)
+    if columns(connection, USERS):
+        _read(connection, USERS, "read_users", ["user_id"], [], inputs)
+        _check_unique(connection, "read_users", "user_id")
+    _read_catalog(connection, config, inputs)
+    notes = _check_unknown_items(connection, config) + _count_unknown_users(connection)
+    for feature in inputs:
+        notes += _check_values(connection, feature)
+    return notes
+
+
+def id_type(connection: Connection, table: str, column: str) -> Literal["int64", "string"]:
+    """Type of a table's ids, in the contract's words."""
+    return "int64" if columns(connection, table)[column] == "BIGINT" else "string"
+
+
+def _read(
+    connection: Connection, view: str, table: str, ids: list[str], others: list[str], inputs: list[Input]
+) -> None:
+    types = columns(connection, view)
+    select = [f"{_cast_id(view, column, types)} AS {column}" for column in ids]
+    select += [column for column in others if column in types]
+    here = (feature for feature in inputs if feature.relation == view and feature.value)
+    select += [f"{feature.value} AS {feature.column}" for feature in here]
+    where = view.removeprefix("source_")
+    with reading(f"data.{where}", view):
+        connection.execute(f"CREATE TABLE {table} AS SELECT {', '.join(select)} FROM {view}")
+    (rows,) = first_row(connection, f"SELECT count(*) FROM {table}")
+    if rows == 0:
+        raise UserError(f"data.{where}", "no rows", "at least one", "check the source's files")
+    required = [*ids, *(column for column in others if column in types)]
+    counted = ", ".join(f"count(*) - count({column})" for column in required)
+    nulls = first_row(connection, f"SELECT {counted} FROM {table}")
+    for column, count in zip(required, nulls, strict=True):
+        if count:
+            numbered = f"SELECT {column}, row_number() OVER () AS row FROM {table}"
+            (row,) = first_row(connection, f"SELECT min(row) FROM ({numbered}) WHERE {column} IS NULL")
+            raise UserError(f"{where}.{column}", f"null in {count} of {rows} rows (first: row {row})", "no nulls",
+                            "remove those rows or fill them in")  # fmt: skip
+
+
+def _cast_id(view: str, column: str, types: dict[str, str]) -> str:
+    """SQL of an id as BIGINT or VARCHAR, the same in every table."""
+    kind = types[column]
+    if kind not in (*INTEGERS, "UBIGINT", "VARCHAR"):
+        raise UserError(f"{view.removeprefix('source_')}.{column}", kind, "integers or strings",
+                        f"cast {column} to one of them in the source")  # fmt: skip
+    return f"CAST({column} AS {'VARCHAR' if kind == 'VARCHAR' else 'BIGINT'})"
+
+
+def _check_unique(connection: Connection, table: str, column: str) -> None:
+    query = f"SELECT {column}, count(*) FROM {table} GROUP BY {column} HAVING count(*) > 1 ORDER BY {column}"
+    twice = connection.execute(query).fetchall()
+    if twice:
+        where, such = table.removeprefix("read_"), ", ".join(str(value) for value, _ in twice[:5])
+        raise UserError(f"{where}.{column}", such, f"one row an id ({len(twice)} ids have more)",
+                        f"keep one row of each in the {where}")  # fmt: skip
+
+
+def _read_catalog(connection: Connection, config: PreparedConfig, inputs: list[Input]) -> None:
+    if columns(connection, ITEMS):
+        _read(connection, ITEMS, "read_items", ["item_id"], [], inputs)
+        _check_unique(connection, "read_items", "item_id")
+    else:
+        (item,) = (feature for feature in inputs if feature.side == "candidate")
+        query = f"SELECT DISTINCT item_id, item_id AS {item.column} FROM read_events"
+        connection.execute(f"CREATE TABLE read_items AS {query}")
+    for table, column, other in (("read_items", "item_id", "items"), ("read_users", "user_id", "users")):
+        types = columns(connection, table)
+        if types and types[column] != columns(connection, "read_events")[column]:
+            ours, theirs = id_type(connection, "read_events", column), id_type(connection, table, column)
+            raise UserError(f"{other}.{column}", theirs, f"{ours}, as in the events", f"cast {column} in one of them")
+    connection.execute(f"""
+        CREATE TABLE catalog AS
+        SELECT CAST(row_number() OVER (ORDER BY {shuffled(config.seed, "item_id")}) - 1 AS INTEGER) AS item_row, *
+        FROM read_items ORDER BY item_row""")
+    connection.execute("DROP TABLE read_items")
+
+
+def _check_unknown_items(connection: Connection, config: PreparedConfig) -> list[str]:
+    unknown = connection.execute("""
+        SELECT item_id, count(*) FROM read_events ANTI JOIN catalog USING (item_id) GROUP BY item_id ORDER BY item_id
+        """).fetchall()
+    if not unknown:
+        return []
+    events = sum(count for _, count in unknown)
+    such = ", ".join(str(item) for item, _ in unknown[:5])
+    told = f"{events} events that name {len(unknown)} unknown items, such as {such}"
+    if config.unknown_items == "error":
+        raise UserError("events.item_id", told, "only ids of the items", "add the items or set data.unknown_items=drop")
+    connection.execute("DELETE FROM read_events WHERE item_id NOT IN (SELECT item_id FROM catalog)")
+    (left,) = first_row(connection, "SELECT count(*) FROM read_events")
+    if left == 0:
+        raise UserError("events.item_id", told, "some events of known items", "check that both name items the same way")
+    return [f"dropped {told}"]
+
+
+def _count_unknown_users(connection: Connection) -> list[str]:
+    if not columns(connection, "read_users"):
+        return []
+    query = "SELECT count(*), count(DISTINCT user_id) FROM read_events ANTI JOIN read_users USING (user_id)"
+    events, users = first_row(connection, query)
+    return [f"{events} events of {users} users that the users lack: their features are missing"] if events else []
+
+
+def _check_values(connection: Connection, feature: Input) -> list[str]:
+    """Looks for numbers that no model can take; a note counts the nulls."""
+    if feature.kind not in ("numeric", "vector"):
+        return []
+    where, value = f"data.features.{feature.name}", feature.column
+    table, key, source = _TABLES[feature.relation]
+    bad = f"isinf({value})"
+    if feature.kind == "vector":
+        bad = f"len(list_filter({value}, lambda x: x IS NULL OR NOT isfinite(x))) > 0"
+        short, long = first_row(connection, f"SELECT min(len({value})), max(len({value})) FROM {table}")
+        if not short or short != long:
+            raise UserError(where, f"vectors of length {short} to {long}", "one length above 0 for all",
+                            "make them equal in the source")  # fmt: skip
+    infinite, example, missing = first_row(
+        connection,
+        f"""
+        SELECT count(*) FILTER ({bad}), min({key}) FILTER ({bad}), count(*) FILTER ({value} IS NULL) FROM {table}""",
+    )
+    if infinite:
+        raise UserError(where, f"not finite in {infinite} {source} (such as {source} {key} {example})",
+                        "finite float32 numbers", "replace them in the source, by nothing where unknown")  # fmt: skip
+    if feature.config.log1p:
+        low, count = first_row(connection, f"SELECT min({value}), count(*) FILTER ({value} <= -1) FROM {table}")
+        if count:
+            raise UserError(f"{where}.log1p", f"true, with {count} values down to {low}", "values above -1",
+                            f"set {where}.log1p=false")  # fmt: skip
+    return [f"feature {feature.name}: missing in {missing} {source}"] if missing else []

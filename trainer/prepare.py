@@ -1,0 +1,80 @@
+"""Turns raw events and items into the folder that the other commands read.
+
+python -m trainer.prepare data=movielens data.source=DIR data.dir=OUT
+"""
+
+from functools import partial
+
+import hydra
+from omegaconf import DictConfig
+
+from trainer.config import (
+    CONFIG_DIR,
+    GeneratedConfig,
+    MovieLensConfig,
+    PrepareConfig,
+    TabularConfig,
+    register_configs,
+    typed,
+)
+from trainer.data.schema import Feature, Schema
+from trainer.errors import UserError, user_errors
+
+register_configs()
+
+
+def prepare(config: PrepareConfig) -> Schema:
+    """Writes config.data.dir and prints what it holds.
+
+    Raises:
+        UserError: the config or the data is not as it should be; nothing is left behind.
+    """
+    # Not needed to print --help or to refuse a typo.
+    from trainer.data.generated import read_generated
+    from trainer.data.movielens import read_movielens
+    from trainer.data.preparation import prepare_folder
+    from trainer.data.tabular import read_tabular
+
+    match config.data:
+        case MovieLensConfig() as data:
+            read = partial(read_movielens, data)
+        case TabularConfig() as data:
+            read = partial(read_tabular, data)
+        case GeneratedConfig() as data:
+            read = partial(read_generated, data)
+        case other:
+            raise UserError("data", other, "movielens, tabular or generated", "add data=generated to the command line")
+    prepared = prepare_folder(data, config.memory_limit, read)
+    schema = prepared.schema
+    print(f"users     {prepared.num_users:,}")
+    print(f"items     {schema.num_items:,}")
+    print("events    " + ", ".join(f"{count:,} {split}" for split, count in schema.num_events.items()))
+    for feature in schema.features:
+        print(f"feature   {feature.side:<10}{feature.name:<16}{_describe(feature)}")
+    for note in prepared.notes:
+        print(f"note      {note}")
+    print(f"written   {data.dir}")
+    return schema
+
+
+def _describe(feature: Feature) -> str:
+    match feature.kind:
+        case "numeric":
+            log = "log1p, " if feature.log1p else ""
+            return f"numeric     {log}mean {feature.mean:.4g}, std {feature.std:.4g}"
+        case "vector":
+            return f"vector      dim {feature.dim}"
+        case _:
+            several = ", several values a row" if feature.multi_valued else ""
+            return f"{feature.kind:<12}table {feature.table}, {feature.num_embeddings:,} rows{several}"
+
+
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="prepare")
+def main(config: DictConfig) -> None:
+    """The command."""
+    with user_errors():
+        prepare(typed(config, PrepareConfig))
+
+
+if __name__ == "__main__":
+    main()
