@@ -30,7 +30,7 @@ def write_prepared(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     catalog = pa.table({
         RAW_ITEM_ID: pa.array([f"item-{row}" for row in range(ITEMS)]),
-        TRAIN_COUNT: pa.array(rng.integers(0, 99, ITEMS)),
+        TRAIN_COUNT: pa.array(rng.integers(1, 99, ITEMS)),
         "item_id": pa.array(np.where(np.arange(ITEMS) % 7 == 0, 0, np.arange(1, ITEMS + 1)).astype(np.int32)),
         "genres": _lists(rng, ITEMS, 4, 6),
         "price": pa.array(rng.exponential(5, ITEMS).astype(np.float32)),

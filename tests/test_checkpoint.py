@@ -15,14 +15,15 @@ from trainer.data.events import EventFiles, HeldOutReader
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
-from trainer.runtime.evaluation import Evaluation
+from trainer.runtime.evaluation import evaluate_model
 from trainer.runtime.processes import Processes
 
 
 def metrics(processes: Processes, folder: Path, model: torch.nn.Module) -> dict[str, float]:
     model.eval()
-    layout, files = BatchAssembler(SCHEMA, FEATURES, Catalog(folder, SCHEMA)), EventFiles(folder, "test")
-    evaluation = Evaluation(model, layout, SCHEMA.num_items, 16, processes)
+    catalog, files = Catalog(folder, SCHEMA), EventFiles(folder, "test")
+    layout = BatchAssembler(SCHEMA, FEATURES, catalog)
+    evaluation = evaluate_model(model, layout, catalog, 16, processes)
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
     for batch in HeldOutReader(files, layout, 16, share, steps_of_all(files.num_rows, 16, processes.world_size)):
         evaluation.update(batch)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.shop import IDS, Columns, candidate, catalog, events_of, prepare_shop, query, rows, vocabulary
-from trainer.config import ColumnsConfig, FeatureConfig, GeneratedConfig, PrepareConfig, SplitConfig
+from trainer.config import CONFIG_DIR, ColumnsConfig, FeatureConfig, GeneratedConfig, PrepareConfig, SplitConfig
 from trainer.data import preparation
 from trainer.data.engine import Connection
 from trainer.data.prepared_files import regroup, write_parts
@@ -353,6 +353,14 @@ def test_vocabulary_order_does_not_follow_popularity_or_input(tmp_path: Path) ->
     assert vocabulary(tmp_path, "item_id") != order
 
 
+def test_two_features_may_read_one_column(tmp_path: Path) -> None:
+    features = {"again": candidate("categorical", column="item_id"), "who": query("categorical", column="user_id")}
+    prepare_shop(tmp_path, events_of(1, 2), features=features)
+    assert [row["again"] for row in catalog(tmp_path)] == [
+        vocabulary(tmp_path, "again")[row["raw_item_id"]] for row in catalog(tmp_path)
+    ]
+
+
 def test_a_taken_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     prepare_shop(tmp_path, events_of(1))
     before = (tmp_path / "out/schema.json").read_text()
@@ -400,10 +408,11 @@ def test_everything_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "dropped 1 events that name 1 unknown items, such as 99" in told
     assert "feature gender: left out, the source has no column gender" in told
     assert "4 events of 1 users that the users lack" in told
-    assert "feature item_id: 1 values seen fewer than 2 times are unknown" in told
+    assert "feature item_id: 3 values seen fewer than 2 times are unknown" in told
     assert "events    3 train, 2 validation, 2 test" in told
 
 
+NO_NUMBERS = pa.array([], pa.int64())
 ITEMS = {"item_id": [1, 2, 3, 4], "price": [1.0, 2.0, 3.0, 4.0], "title": ["a", "b", "c", "d"]}
 ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "kind": ({"features": {"price": candidate("number")}}, r"data.features.price.kind=number: expected one of id, cat"),
@@ -442,10 +451,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"events": events_of(1, 2, events=2)},
         r"data.split=.*expected at least one event to go to validation",
     ),
-    "no events": (
-        {"events": pa.table(events_of(1)).slice(0, 0).to_pydict() | {"timestamp": pa.array([], pa.int64())}},
-        r"events",
-    ),
+    "no events": ({"events": dict.fromkeys(events_of(1), NO_NUMBERS)}, r"data.events=no rows: expected at least one"),
     "null user": (
         {"events": events_of(1) | {"user_id": [1, None, 1, 1]}},
         r"events.user_id=null in 1 of 4 rows .*row 2",
@@ -454,7 +460,11 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "null time": ({"events": events_of(1) | {"timestamp": [1, 2, 3, None]}}, r"events.timestamp=null in 1 of 4"),
     "float id": (
         {"events": events_of(1) | {"user_id": [1.5] * 4}},
-        r"events.user_id=DOUBLE: expected integers or strings",
+        r"user_id \(DOUBLE\): expected a column of integers or strings",
+    ),
+    "float id of a user": (
+        {"users": {"user_id": [1.5]}},
+        r"users.user_id=DOUBLE: expected integers or strings",
     ),
     "twice": ({"items": {"item_id": [1, 1, 2, 3, 4, 4]}}, r"items.item_id=1, 4: expected one row an id \(2 ids"),
     "null item id": ({"items": {"item_id": [1, 2, None]}}, r"items.item_id=null in 1 of 3 rows \(first: row 3\)"),
@@ -464,11 +474,11 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "twice a user": ({"users": {"user_id": [1, 1]}}, r"users.user_id=1: expected one row an id"),
     "infinite": (
         {"items": ITEMS | {"price": [1.0, math.inf, 2.0, 3.0]}, "features": {"price": candidate("numeric")}},
-        r"data.features.price=not finite in 1 items \(such as items item_id 2\)",
+        r"data.features.price=not finite in 1 items \(such as item_id 2\)",
     ),
     "beyond float32": (
         {"items": ITEMS | {"price": [1.0, 2.0, 1e300, 3.0]}, "features": {"price": candidate("numeric")}},
-        r"data.features.price=not finite in 1 items \(such as items item_id 3\)",
+        r"data.features.price=not finite in 1 items \(such as item_id 3\)",
     ),
     "log1p": (
         {"items": ITEMS | {"price": [1.0, -1.0, -7.0, 3.0]}, "features": {"price": candidate("numeric", log1p=True)}},
@@ -527,7 +537,7 @@ def test_command_writes_nothing_but_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "code", "message"),
     [
-        ((), 1, "You must specify 'data'"),
+        ((), 2, "error: data=???: expected movielens, tabular or generated. Remedy: add data=... to the command line."),
         (
             ("data=movielens",),
             2,
@@ -542,6 +552,31 @@ def test_command_refuses_without_a_traceback(
 ) -> None:
     done = command(tmp_path, *overrides)
     assert (done.returncode, message in done.stderr, "Traceback" in done.stderr) == (code, True, False), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shipped_example_of_a_config_of_ones_own(tmp_path: Path) -> None:
+    shipped = (Path(CONFIG_DIR) / "data" / "tabular.yaml").read_text()
+    (tmp_path / "my_configs" / "data").mkdir(parents=True)
+    for line, mine in (("events: ???", "events: '*.csv'"), ("# country", "country"), ("min_count: 5", "column: land")):
+        assert line in shipped
+        shipped = shipped.replace(line, mine)
+    (tmp_path / "my_configs" / "data" / "my_shop.yaml").write_text(shipped)
+    lines = [f"{user},{item},{item},de" for user in range(3) for item in range(4)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp,land", *lines]))
+    overrides = ("data=my_shop", "data.dir=out", "data.features.history.length=2")
+    done = command(tmp_path, "--config-dir", "my_configs", *overrides)
+    assert done.returncode == 0, done.stderr
+    assert [feature.name for feature in read_schema(tmp_path / "out").features] == [*IDS, "country"]
+    assert max(len(row["history"]) for row in rows(tmp_path, "test")) == 2
+
+
+@pytest.mark.parametrize("overrides", [(), ("data=movielens",)])
+def test_help(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    done = command(tmp_path, *overrides, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "python -m trainer.prepare data=movielens" in done.stdout
+    assert ("zip_region" in done.stdout) == bool(overrides)
     assert list(tmp_path.iterdir()) == []
 
 

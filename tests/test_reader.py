@@ -133,6 +133,13 @@ def test_candidates_alone_have_no_queries(prepared: Path) -> None:
     assert batch.sparse_features["item_id"].values().tolist() == [4, 0, 40]
 
 
+def test_log_q_is_the_share_of_the_training_events(prepared: Path) -> None:
+    catalog = Catalog(prepared, SCHEMA)
+    batch = assembler(prepared).candidate_batch(np.arange(ITEMS))
+    expected = np.log(catalog.train_counts() / ROWS["train"])
+    np.testing.assert_allclose(batch.candidate_log_q.numpy(), expected, rtol=1e-6)
+
+
 def test_errors_of_the_reading_thread_reach_the_consumer(prepared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(prepared, folder)

@@ -45,12 +45,13 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
             model: DistributedModelParallel | None = None) -> tuple[DistributedModelParallel, list[float]]:  # fmt: skip
     """Takes steps through the module's own training_step, without Lightning's loop around it."""
     model = model or sharded_model(processes, config)
-    layout = BatchAssembler(SCHEMA, FEATURES, Catalog(folder, SCHEMA))
+    catalog = Catalog(folder, SCHEMA)
+    layout = BatchAssembler(SCHEMA, FEATURES, catalog)
     files = EventFiles(folder, "train", layout.event_columns)
     order = EpochOrder(files.row_group_sizes, BATCH, STREAMS, seed=0)
     reader = TrainingReader(files, layout, order, 0.1, processes.rank, processes.world_size)
     reader.next_step = start
-    module = RetrievalModule(model, config, SCHEMA, layout, reader, processes)
+    module = RetrievalModule(model, config, layout, catalog, reader, processes)
     module.log = lambda *args, **kwargs: None
     chosen = module.configure_optimizers()
     losses = []
@@ -61,6 +62,7 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
         chosen["optimizer"].step()
         chosen["lr_scheduler"]["scheduler"].step()
         losses.append(sum(gather_objects(loss.item())) / processes.world_size)
+    reader.close()
     return model, losses
 
 

@@ -172,6 +172,8 @@ class ModelConfig:
     """Whether embeddings are scaled to length 1, so that the score is a cosine."""
     temperature: float = 0.05
     """Divides the scores in the loss."""
+    log_q_correction: bool = True
+    """Whether a candidate's score in the loss is corrected for how often popularity brings it into a batch."""
     remove_accidental_hits: bool = True
     """Whether other candidates of the batch that are the query's own item are left out of its negatives."""
     id_dropout: float = 0.1

@@ -4,7 +4,6 @@ torchrun --nproc-per-node 2 -m trainer.evaluate run.dir=RUN      writes RUN/metr
 """
 
 import json
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -23,10 +22,10 @@ def main(config: DictConfig) -> None:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
-    """Ranks every held-out item of a split over the whole catalogue.
+    """Ranks every held-out item of a split over the whole catalogue, by the model and by popularity.
 
     Returns:
-        Metrics by name, such as `test/recall@10`; also written to RUN/metrics.json.
+        Metrics by name, such as `test/recall@10` and `test/popularity/recall@10`; also written to RUN/metrics.json.
 
     Raises:
         UserError: before any process group exists, if the run or its data is not as it must be.
@@ -37,7 +36,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
     from trainer.data.events import EventFiles, HeldOutReader
     from trainer.data.shares import share_of_rank, steps_of_all
-    from trainer.runtime.evaluation import Evaluation
+    from trainer.runtime import run_directory
+    from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
     from trainer.runtime.loading import load_model, open_run
     from trainer.runtime.processes import find_processes, joined
     from trainer.runtime.quiet import quieten_libraries
@@ -52,18 +52,26 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     reader = HeldOutReader(files, run.assembler, batch_size, share, steps)
     with joined(processes):
         model = load_model(run, batch_size, processes)
-        evaluation = Evaluation(model, run.assembler, run.schema.num_items, batch_size, processes)
+        evaluations = {
+            "": evaluate_model(model, run.assembler, run.catalog, batch_size, processes),
+            "popularity/": evaluate_popularity(run.catalog, processes),
+        }
         for batch in tqdm(reader, desc="evaluate", unit="batch", disable=not processes.is_first):
-            evaluation.update(batch.to(processes.device))
-    metrics = {f"{split}/{name}": value for name, value in evaluation.metrics(config.evaluate.k).items()}
+            here = batch.to(processes.device)
+            for evaluation in evaluations.values():
+                evaluation.update(here)
+    metrics = {
+        f"{split}/{of}{name}": value
+        for of, evaluation in evaluations.items()
+        for name, value in evaluation.metrics(config.evaluate.k).items()
+    }
     if processes.is_first:
-        path = Path(config.run.dir) / "metrics.json"
-        partial = path.with_name("metrics.json.partial")
-        partial.write_text(json.dumps(metrics, indent=2) + "\n")
-        partial.rename(path)
-        print(f"{files.num_rows} queries of {split} against {run.schema.num_items} items, checkpoint {run.checkpoint.name}")
-        for name, value in metrics.items():
-            print(f"{name:<20} {value:.4f}")
+        path = run_directory.write(config.run.dir, "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        print(f"{files.num_rows:,} queries of {split}, {run.schema.num_items:,} items, checkpoint {run.checkpoint.name}")
+        print(f"{'':<20}{'model':>10}{'popularity':>14}")
+        for name in evaluations[""].metrics(config.evaluate.k):
+            model_value, popularity = metrics[f"{split}/{name}"], metrics[f"{split}/popularity/{name}"]
+            print(f"{split + '/' + name:<20}{model_value:>10.4f}{popularity:>14.4f}")
         print(f"written to {path}")
     return metrics
 

@@ -6,7 +6,7 @@ python -m trainer.prepare data=movielens data.source=DIR data.dir=OUT
 from functools import partial
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from trainer.config import (
     CONFIG_DIR,
@@ -43,7 +43,7 @@ def prepare(config: PrepareConfig) -> Schema:
         case GeneratedConfig() as data:
             read = partial(read_generated, data)
         case other:
-            raise UserError("data", other, "movielens, tabular or generated", "add data=generated to the command line")
+            raise UserError("data", other, "a source: movielens, tabular or generated", "set data")
     prepared = prepare_folder(data, config.memory_limit, read)
     schema = prepared.schema
     print(f"users     {prepared.num_users:,}")
@@ -73,6 +73,8 @@ def _describe(feature: Feature) -> str:
 def main(config: DictConfig) -> None:
     """The command."""
     with user_errors():
+        if OmegaConf.is_missing(config, "data"):
+            raise UserError("data", "???", "movielens, tabular or generated", "add data=... to the command line")
         prepare(typed(config, PrepareConfig))
 
 

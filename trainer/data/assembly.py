@@ -65,7 +65,8 @@ class BatchAssembler:
             ),
             query_dense=None if events is None else self._dense("query", events, item_rows, num_rows),
             candidate_dense=None if item_rows is None else self._dense("candidate", events, item_rows, num_rows),
-            candidate_row=_int64(np.empty(0) if item_rows is None else item_rows),
+            candidate_row=_int64(item_rows if item_rows is not None else np.empty(0)),
+            candidate_log_q=torch.from_numpy(self._catalog.log_q(item_rows if item_rows is not None else [])),
         )
 
     def _sparse(self, feature: Feature, events: pa.Table | None, item_rows: np.ndarray | None, num_rows: int) -> Ragged:

@@ -19,12 +19,15 @@ class RetrievalBatch:
         query_dense: float32 [B, numerics and vectors of the query side], unstandardised, NaN where missing; or None.
         candidate_dense: the same of the candidate side; or None.
         candidate_row: int64 [B], catalogue row of each candidate: its identity.
+        candidate_log_q: float32 [B], log of each candidate's share of the training events: how likely it is to come
+            into a batch; -inf for an item without any, which no training batch holds.
     """
 
     sparse_features: KeyedJaggedTensor
     query_dense: Tensor | None
     candidate_dense: Tensor | None
     candidate_row: Tensor
+    candidate_log_q: Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RetrievalBatch":
         """The batch on another device."""
@@ -33,6 +36,7 @@ class RetrievalBatch:
             None if self.query_dense is None else self.query_dense.to(device, non_blocking=non_blocking),
             None if self.candidate_dense is None else self.candidate_dense.to(device, non_blocking=non_blocking),
             self.candidate_row.to(device, non_blocking=non_blocking),
+            self.candidate_log_q.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> "RetrievalBatch":
@@ -42,6 +46,7 @@ class RetrievalBatch:
             None if self.query_dense is None else self.query_dense.pin_memory(),
             None if self.candidate_dense is None else self.candidate_dense.pin_memory(),
             self.candidate_row.pin_memory(),
+            self.candidate_log_q.pin_memory(),
         )
 
 

@@ -45,6 +45,9 @@ class Catalog:
                         "prepare the data anew; catalogue and vocabulary must come from one run of prepare",
                     )  # fmt: skip
 
+        with np.errstate(divide="ignore"):  # the log of an item without events is -inf
+            self._log_q = np.log(self.train_counts() / max(1, schema.num_events["train"])).astype(np.float32)
+
     def __len__(self) -> int:
         return self._table.num_rows
 
@@ -55,6 +58,10 @@ class Catalog:
     def train_counts(self) -> np.ndarray:
         """int64 [items]: training events of each item."""
         return self._column(TRAIN_COUNT).to_numpy()
+
+    def log_q(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [rows]: log of each item's share of the training events."""
+        return self._log_q[rows]
 
     def dense(self, feature: Feature, rows: np.ndarray) -> np.ndarray:
         """float32 [rows, dim] of a numeric or vector."""

@@ -39,7 +39,7 @@ class ColumnEncoder:
 
     @property
     def select(self) -> str:
-        """SQL of the value, where the tables of `joins` are at hand."""
+        """SQL of the value, where the table that `join` names is joined."""
         if self.input.has_vocabulary and not self.input.multi_valued:
             return f"coalesce(lookup_{self.input.name}.index, 0) AS {self.input.column}"
         return self.input.column

@@ -1,7 +1,8 @@
 """DuckDB as `prepare` uses it: bounded memory, spilling into a folder of ours, and SQL helpers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
@@ -19,9 +20,33 @@ EVENTS, ITEMS, USERS = "source_events", "source_items", "source_users"
 """
 
 
+@dataclass(frozen=True)
+class Source:
+    """What there is to tell of a source whose views are in the connection."""
+
+    notes: list[str] = field(default_factory=list)
+    """A line for everything that is not as one would think."""
+    scans: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By view and file, the SQL that scans this file alone: to find the one that is damaged."""
+
+    def damaged(self, connection: Connection, view: str) -> str:
+        """The first file of a view that cannot be read to the end, or the view's name where that is unknown."""
+        for file, scan in self.scans.get(view, {}).items():
+            try:
+                connection.execute(f"SELECT max(hash(COLUMNS(*))) FROM {scan}").fetchall()
+            except duckdb.Error:
+                return file
+        return view
+
+
 @contextmanager
-def reading(field: str, value: object) -> Iterator[None]:
-    """Around queries of the user's files: what DuckDB finds wrong with them becomes a UserError."""
+def reading(name: str, value: object | Callable[[], object]) -> Iterator[None]:
+    """Around queries of the user's files: what DuckDB finds wrong with them becomes a UserError.
+
+    Args:
+        name: The setting that names the files.
+        value: The file, or what finds it once something is wrong.
+    """
     try:
         yield
     except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.OutOfMemoryException):
@@ -29,9 +54,8 @@ def reading(field: str, value: object) -> Iterator[None]:
     except duckdb.Error as error:
         # Damage surfaces as any kind of error; the first line says what, the others go into details.
         message = str(error).strip().splitlines()[0]
-        raise UserError(
-            field, value, f"readable files ({message})", "write them anew, or leave out those damaged"
-        ) from error
+        damaged = value() if callable(value) else value
+        raise UserError(name, damaged, f"readable files ({message})", "write the file anew, or leave it out") from error
 
 
 def open_engine(folder: Path, memory_limit: str) -> Connection:

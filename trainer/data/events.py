@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from trainer.data.assembly import DROPPED, BatchAssembler
 from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.order import EpochOrder, Piece, streams_of_rank
-from trainer.data.prefetch import prefetch
+from trainer.data.prefetch import Prefetch
 from trainer.data.schema import ITEM_ROW, Schema
 from trainer.errors import UserError
 
@@ -95,7 +95,7 @@ class EventFiles:
 
 
 class TrainingReader:
-    """This rank's share of every global batch of an epoch; `iter` starts at `next_step`.
+    """This rank's share of every global batch, without end; `iter` starts at `next_step`.
 
     Args:
         files: of the train split.
@@ -114,11 +114,19 @@ class TrainingReader:
         self._assembler, self._id_dropout = assembler, id_dropout
         self._dropped = [feature.name for feature in assembler.features if feature.kind == "id"] if id_dropout else []
         self._streams = streams_of_rank(order.streams, rank, world_size)
+        self._ahead: Prefetch[RetrievalBatch] | None = None
         self.next_step = 0
         """Global step, counted over all epochs, at which the next iteration begins."""
 
     def __iter__(self) -> Iterator[RetrievalBatch]:
-        return prefetch(self._batches(self.next_step))
+        self.close()
+        self._ahead = Prefetch(self._batches(self.next_step))
+        return self._ahead
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     def _batches(self, step: int) -> Iterator[RetrievalBatch]:
         while True:  # epoch after epoch: whoever iterates knows when to stop
@@ -165,7 +173,7 @@ class HeldOutReader:
         return self._steps
 
     def __iter__(self) -> Iterator[QueryBatch]:
-        return prefetch(self._batches())
+        return Prefetch(self._batches())
 
     def _batches(self) -> Iterator[QueryBatch]:
         filler = self._files.read(0).slice(0, 1)

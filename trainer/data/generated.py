@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.config import GeneratedConfig, require_positive
-from trainer.data.engine import EVENTS, ITEMS, USERS, Connection
+from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source
 from trainer.errors import UserError
 
 CATEGORIES, STYLES, SEGMENTS, DAYPARTS = 24, 4, 8, 4
@@ -162,7 +162,7 @@ def _draw_new(world: World, bucket: Ints, past: Ints, rng: np.random.Generator) 
     return item
 
 
-def read_generated(config: GeneratedConfig, connection: Connection) -> list[str]:
+def read_generated(config: GeneratedConfig, connection: Connection) -> Source:
     """Leaves the three source tables in the connection.
 
     Raises:
@@ -192,7 +192,7 @@ def read_generated(config: GeneratedConfig, connection: Connection) -> list[str]
         }
         seq += len(user)
         _store(connection, EVENTS, pa.table(events))
-    return []
+    return Source()
 
 
 def _store(connection: Connection, name: str, rows: pa.Table) -> None:

@@ -9,7 +9,7 @@ All releases are brought to the same columns, as far as they have them:
 from pathlib import Path
 
 from trainer.config import MovieLensConfig
-from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, first_row, literal, reading
+from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source, first_row, literal, reading
 from trainer.errors import UserError
 
 # In the order of the flags in 100K's u.item.
@@ -33,7 +33,7 @@ _SPLIT_GENRES = "string_split(genres, '|')"
 _YEAR = r"\s*\((\d{4})\)\s*$"
 
 
-def read_movielens(config: MovieLensConfig, connection: Connection) -> list[str]:
+def read_movielens(config: MovieLensConfig, connection: Connection) -> Source:
     """Leaves the source's views in the connection.
 
     Raises:
@@ -53,7 +53,7 @@ def read_movielens(config: MovieLensConfig, connection: Connection) -> list[str]
             raise UserError("data.source", f"{folder} ({held})", "a MovieLens folder: u.data, u.item and u.user, or "
                             "ratings.dat and movies.dat, or ratings.csv and movies.csv",
                             "unpack a release from grouplens.org/datasets/movielens and name its folder")  # fmt: skip
-        return _add_unlisted_items(connection)
+        return Source(_add_unlisted_items(connection))
 
 
 def _read_100k(connection: Connection, folder: Path) -> None:

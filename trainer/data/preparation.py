@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from trainer.config import PreparedConfig, require_one_of, require_positive
 from trainer.data.encoding import ColumnEncoder
-from trainer.data.engine import Connection, first_row, open_engine
+from trainer.data.engine import Connection, Source, first_row, open_engine
 from trainer.data.histories import Histories
 from trainer.data.inputs import resolve
 from trainer.data.prepared_files import write_catalog, write_parts, write_vocabularies
@@ -37,13 +37,13 @@ class Prepared:
     """A line for everything left out, dropped or missing."""
 
 
-def prepare_folder(config: PreparedConfig, memory_limit: str, read: Callable[[Connection], list[str]]) -> Prepared:
+def prepare_folder(config: PreparedConfig, memory_limit: str, read: Callable[[Connection], Source]) -> Prepared:
     """Writes config.dir.
 
     Args:
         config: The features, split and sizes.
         memory_limit: What DuckDB may hold in memory.
-        read: Leaves the source's views in the connection (see engine.py) and returns notes about them.
+        read: Leaves the source's views in the connection (see engine.py).
 
     Raises:
         UserError: the config or the data is not as it should be, or config.dir is taken.
@@ -51,7 +51,7 @@ def prepare_folder(config: PreparedConfig, memory_limit: str, read: Callable[[Co
     require_one_of("data.unknown_items", config.unknown_items, ("error", "drop"))
     require_positive("data.row_group_size", config.row_group_size)
     check_split(config.split)
-    target = Path(config.dir)
+    target = Path(config.dir).absolute()
     _refuse_taken(target)
     partial = target.with_name(target.name + ".partial")
     _start(partial)
@@ -113,14 +113,14 @@ def _run(
     connection: Connection,
     folder: Path,
     engine: Path,
-    read: Callable[[Connection], list[str]],
+    read: Callable[[Connection], Source],
     stages: _Stages,
 ) -> Prepared:
     """Writes everything but schema.json into `folder`; `engine` is for what is not kept."""
     stages.begin("reading")
-    notes = read(connection)
+    source = read(connection)
     inputs, left_out = resolve(connection, config)
-    notes += left_out + read_tables(connection, config, inputs)
+    notes = [*source.notes, *left_out, *read_tables(connection, config, source, inputs)]
     stages.begin("ordering")
     order_events(connection, config.split)
     num_events = count_splits(connection)

@@ -74,7 +74,8 @@ def write_vocabularies(connection: Connection, folder: Path, features: list[str]
     folder.mkdir()
     for feature in features:
         query = f"SELECT id, index, count FROM {vocabulary_table(feature)} ORDER BY index"
-        table = connection.sql(query).to_arrow_table()
+        # One chunk: the engine's own cuts depend on its threads, and would show in the file's pages.
+        table = connection.sql(query).to_arrow_table().combine_chunks()
         kind = table.schema.field("id").type
         types = {"id": kind, "index": pa.int32(), "count": pa.int64()}
         fields = [pa.field(name, kind, nullable=False) for name, kind in types.items()]

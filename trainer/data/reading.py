@@ -9,7 +9,7 @@ All ids are BIGINT or VARCHAR here, and features go by `Input.column`.
 from typing import Literal
 
 from trainer.config import PreparedConfig
-from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, columns, first_row, reading, shuffled
+from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source, columns, first_row, reading, shuffled
 from trainer.data.inputs import INTEGERS, Input
 from trainer.errors import UserError
 
@@ -21,7 +21,7 @@ _TABLES = {
 }
 
 
-def read_tables(connection: Connection, config: PreparedConfig, inputs: list[Input]) -> list[str]:
+def read_tables(connection: Connection, config: PreparedConfig, source: Source, inputs: list[Input]) -> list[str]:
     """Fills the tables.
 
     Returns:
@@ -31,11 +31,11 @@ def read_tables(connection: Connection, config: PreparedConfig, inputs: list[Inp
         UserError: an id is null or of another type, an item or user comes twice, an event's item is unknown and
             `unknown_items` is error, a number is infinite or below what log1p takes, vectors differ in length.
     """
-    _read(connection, EVENTS, "read_events", ["user_id", "item_id"], ["timestamp", "seq"], inputs)
+    _read(connection, source, EVENTS, "read_events", ["user_id", "item_id"], ["timestamp", "seq"], inputs)
     if columns(connection, USERS):
-        _read(connection, USERS, "read_users", ["user_id"], [], inputs)
+        _read(connection, source, USERS, "read_users", ["user_id"], [], inputs)
         _check_unique(connection, "read_users", "user_id")
-    _read_catalog(connection, config, inputs)
+    _read_catalog(connection, config, source, inputs)
     notes = _check_unknown_items(connection, config) + _count_unknown_users(connection)
     for feature in inputs:
         notes += _check_values(connection, feature)
@@ -48,15 +48,22 @@ def id_type(connection: Connection, table: str, column: str) -> Literal["int64",
 
 
 def _read(
-    connection: Connection, view: str, table: str, ids: list[str], others: list[str], inputs: list[Input]
+    connection: Connection,
+    source: Source,
+    view: str,
+    table: str,
+    ids: list[str],
+    others: list[str],
+    inputs: list[Input],
 ) -> None:
+    """Fills a table from a view, and sees to it that neither the ids nor the others are null."""
     types = columns(connection, view)
     select = [f"{_cast_id(view, column, types)} AS {column}" for column in ids]
     select += [column for column in others if column in types]
     here = (feature for feature in inputs if feature.relation == view and feature.value)
     select += [f"{feature.value} AS {feature.column}" for feature in here]
     where = view.removeprefix("source_")
-    with reading(f"data.{where}", view):
+    with reading(f"data.{where}", lambda: source.damaged(connection, view)):
         connection.execute(f"CREATE TABLE {table} AS SELECT {', '.join(select)} FROM {view}")
     (rows,) = first_row(connection, f"SELECT count(*) FROM {table}")
     if rows == 0:
@@ -82,22 +89,26 @@ def _cast_id(view: str, column: str, types: dict[str, str]) -> str:
 
 
 def _check_unique(connection: Connection, table: str, column: str) -> None:
-    query = f"SELECT {column}, count(*) FROM {table} GROUP BY {column} HAVING count(*) > 1 ORDER BY {column}"
-    twice = connection.execute(query).fetchall()
-    if twice:
-        where, such = table.removeprefix("read_"), ", ".join(str(value) for value, _ in twice[:5])
-        raise UserError(f"{where}.{column}", such, f"one row an id ({len(twice)} ids have more)",
+    repeated = f"SELECT {column} FROM {table} GROUP BY {column} HAVING count(*) > 1"
+    count, such = _count_and_show(connection, repeated, column)
+    if count:
+        where = table.removeprefix("read_")
+        raise UserError(f"{where}.{column}", such, f"one row an id ({count} ids have more)",
                         f"keep one row of each in the {where}")  # fmt: skip
 
 
-def _read_catalog(connection: Connection, config: PreparedConfig, inputs: list[Input]) -> None:
-    if columns(connection, ITEMS):
-        _read(connection, ITEMS, "read_items", ["item_id"], [], inputs)
-        _check_unique(connection, "read_items", "item_id")
-    else:
-        (item,) = (feature for feature in inputs if feature.side == "candidate")
-        query = f"SELECT DISTINCT item_id, item_id AS {item.column} FROM read_events"
-        connection.execute(f"CREATE TABLE read_items AS {query}")
+def _count_and_show(connection: Connection, query: str, column: str) -> tuple[int, str]:
+    """How many values a query has, and the first five."""
+    (count,) = first_row(connection, f"SELECT count(*) FROM ({query})")
+    shown = connection.execute(f"SELECT {column} FROM ({query}) ORDER BY {column} LIMIT 5").fetchall() if count else []
+    return count, ", ".join(str(value) for (value,) in shown)
+
+
+def _read_catalog(connection: Connection, config: PreparedConfig, source: Source, inputs: list[Input]) -> None:
+    if not columns(connection, ITEMS):
+        connection.execute(f"CREATE VIEW {ITEMS} AS SELECT DISTINCT item_id FROM read_events")
+    _read(connection, source, ITEMS, "read_items", ["item_id"], [], inputs)
+    _check_unique(connection, "read_items", "item_id")
     for table, column, other in (("read_items", "item_id", "items"), ("read_users", "user_id", "users")):
         types = columns(connection, table)
         if types and types[column] != columns(connection, "read_events")[column]:
@@ -111,14 +122,12 @@ def _read_catalog(connection: Connection, config: PreparedConfig, inputs: list[I
 
 
 def _check_unknown_items(connection: Connection, config: PreparedConfig) -> list[str]:
-    unknown = connection.execute("""
-        SELECT item_id, count(*) FROM read_events ANTI JOIN catalog USING (item_id) GROUP BY item_id ORDER BY item_id
-        """).fetchall()
-    if not unknown:
+    unknown = "FROM read_events ANTI JOIN catalog USING (item_id)"
+    items, such = _count_and_show(connection, f"SELECT DISTINCT item_id {unknown}", "item_id")
+    if not items:
         return []
-    events = sum(count for _, count in unknown)
-    such = ", ".join(str(item) for item, _ in unknown[:5])
-    told = f"{events} events that name {len(unknown)} unknown items, such as {such}"
+    (events,) = first_row(connection, f"SELECT count(*) {unknown}")
+    told = f"{events} events that name {items} unknown items, such as {such}"
     if config.unknown_items == "error":
         raise UserError("events.item_id", told, "only ids of the items", "add the items or set data.unknown_items=drop")
     connection.execute("DELETE FROM read_events WHERE item_id NOT IN (SELECT item_id FROM catalog)")
@@ -141,7 +150,7 @@ def _check_values(connection: Connection, feature: Input) -> list[str]:
     if feature.kind not in ("numeric", "vector"):
         return []
     where, value = f"data.features.{feature.name}", feature.column
-    table, key, source = _TABLES[feature.relation]
+    table, key, rows = _TABLES[feature.relation]
     bad = f"isinf({value})"
     if feature.kind == "vector":
         bad = f"len(list_filter({value}, lambda x: x IS NULL OR NOT isfinite(x))) > 0"
@@ -155,11 +164,11 @@ def _check_values(connection: Connection, feature: Input) -> list[str]:
         SELECT count(*) FILTER ({bad}), min({key}) FILTER ({bad}), count(*) FILTER ({value} IS NULL) FROM {table}""",
     )
     if infinite:
-        raise UserError(where, f"not finite in {infinite} {source} (such as {source} {key} {example})",
+        raise UserError(where, f"not finite in {infinite} {rows} (such as {key} {example})",
                         "finite float32 numbers", "replace them in the source, by nothing where unknown")  # fmt: skip
     if feature.config.log1p:
         low, count = first_row(connection, f"SELECT min({value}), count(*) FILTER ({value} <= -1) FROM {table}")
         if count:
             raise UserError(f"{where}.log1p", f"true, with {count} values down to {low}", "values above -1",
                             f"set {where}.log1p=false")  # fmt: skip
-    return [f"feature {feature.name}: missing in {missing} {source}"] if missing else []
+    return [f"feature {feature.name}: missing in {missing} {rows}"] if missing else []

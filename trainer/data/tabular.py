@@ -4,7 +4,7 @@ import glob
 from pathlib import Path
 
 from trainer.config import TabularConfig, require_one_of
-from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, columns, literal, quoted, reading
+from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source, columns, first_row, literal, quoted, reading
 from trainer.data.inputs import INTEGERS
 from trainer.errors import UserError
 
@@ -13,7 +13,7 @@ CSV = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".csv.zst")
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
-def read_tabular(config: TabularConfig, connection: Connection) -> list[str]:
+def read_tabular(config: TabularConfig, connection: Connection) -> Source:
     """Leaves the source's views in the connection.
 
     Raises:
@@ -23,19 +23,23 @@ def read_tabular(config: TabularConfig, connection: Connection) -> list[str]:
     require_one_of("data.timestamp_unit", config.timestamp_unit, tuple(UNITS))
     user = ("user_id", config.columns.user_id)
     item = ("item_id", config.columns.item_id)
-    _view(connection, config, "raw_events", "events", config.events, [user, item])
+    scans = {EVENTS: _view(connection, config, "raw_events", "events", config.events, [user, item])}
     if config.items is not None:
-        _view(connection, config, ITEMS, "items", config.items, [item])
+        scans[ITEMS] = _view(connection, config, ITEMS, "items", config.items, [item])
     if config.users is not None:
-        _view(connection, config, USERS, "users", config.users, [user])
+        scans[USERS] = _view(connection, config, USERS, "users", config.users, [user])
     _view_events(connection, config)
-    return []
+    return Source(scans=scans)
 
 
 def _view(
     connection: Connection, config: TabularConfig, view: str, field: str, path: str, ids: list[tuple[str, str]]
-) -> None:
-    """A view of the files with all their columns, and the ids under the names that the pipeline knows."""
+) -> dict[str, str]:
+    """Makes a view of the files with all their columns, and the ids under the names that the pipeline knows.
+
+    Returns:
+        The SQL that scans each file alone.
+    """
     where = f"data.{field}"
     files = find_files(where, Path(config.source), path)
     there = _describe(where, connection, files)
@@ -51,6 +55,7 @@ def _view(
             renamed.append(f"{quoted(column)} AS {name}")
     types = "types = {" + ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in there.items()) + "}"
     connection.execute(f"CREATE VIEW {view} AS SELECT {', '.join(['*', *renamed])} FROM {_scan(files, types)}")
+    return {file: _scan([file], types) for file in files}
 
 
 def find_files(where: str, folder: Path, path: str) -> list[str]:
@@ -81,28 +86,54 @@ def _describe(where: str, connection: Connection, files: list[str]) -> dict[str,
     """The columns, which all files must share, and their types.
 
     Raises:
-        UserError: a file cannot be read, or has other columns than the first.
+        UserError: a file cannot be read, or has other columns or types than the first.
     """
-    common: dict[str, str] = {}
-    for file in files:
-        with reading(where, file):
-            # All rows decide on a CSV column's type: ids that turn to strings after a million integers are strings.
-            described = connection.execute(f"DESCRIBE SELECT * FROM {_scan([file], 'sample_size = -1')}").fetchall()
-        these = {row[0]: row[1] for row in described}
-        common = common or these
-        if list(these) != list(common):
-            raise UserError(where, f"{file} with columns {', '.join(these)}", f"{', '.join(common)}, as in {files[0]}",
+    described = {file: _describe_one(where, connection, file) for file in files}
+    first = described[files[0]]
+    for file, these in described.items():
+        if list(these) != list(first):
+            raise UserError(where, f"{file} with columns {', '.join(these)}", f"{', '.join(first)}, as in {files[0]}",
                             "write all files with the same columns")  # fmt: skip
         for name, kind in these.items():
-            if kind != common[name] and file.endswith(PARQUET):
-                raise UserError(where, f"{file}, where {name} is {kind}", f"{common[name]}, as in {files[0]}",
+            if kind != first[name] and file.endswith(PARQUET):
+                raise UserError(where, f"{file}, where {name} is {kind}", f"{first[name]}, as in {files[0]}",
                                 "write all files with the same types")  # fmt: skip
-            if kind != common[name]:
-                common[name] = "DOUBLE" if {kind, common[name]} == {"BIGINT", "DOUBLE"} else "VARCHAR"
-    return common
+    return {name: _common_type(connection, name, described) for name in first}
 
 
-def _scan(files: list[str], csv_option: str) -> str:
+def _describe_one(where: str, connection: Connection, file: str) -> dict[str, str]:
+    if not Path(file).stat().st_size:
+        raise UserError(where, file, "a file that is not empty", "write the file anew, or leave it out")
+    with reading(where, file):
+        # All rows decide on a CSV column's type: ids that turn to strings after a million integers are strings.
+        rows = connection.execute(f"DESCRIBE SELECT * FROM {_scan([file], 'sample_size = -1')}").fetchall()
+    described = {row[0]: row[1] for row in rows}
+    (header, *others) = described
+    if not others and any(mark in header for mark in ",;\t|"):
+        # One uneven row is enough for DuckDB to take lines for undivided.
+        raise UserError(where, file, f"as many fields in every row as in the header {header}",
+                        "repair the rows that have more or fewer")  # fmt: skip
+    return described
+
+
+def _common_type(connection: Connection, name: str, described: dict[str, dict[str, str]]) -> str:
+    """The type that a column has in every CSV file, or one that takes the values of all."""
+    kinds = {these[name] for these in described.values()}
+    if len(kinds) == 1:
+        return kinds.pop()
+    # A column that is empty in one of the files passes for strings there.
+    kinds = {
+        these[name]
+        for file, these in described.items()
+        if these[name] != "VARCHAR"
+        or first_row(connection, f"SELECT count({quoted(name)}) FROM {_scan([file])}") != (0,)
+    }
+    if len(kinds) == 1:
+        return kinds.pop()
+    return "DOUBLE" if kinds == {"BIGINT", "DOUBLE"} else "VARCHAR"
+
+
+def _scan(files: list[str], csv_option: str = "all_varchar = true") -> str:
     """SQL of the rows of all files, one file after another."""
     listed = "[" + ", ".join(literal(file) for file in files) + "]"
     if files[0].endswith(PARQUET):

@@ -27,7 +27,7 @@ def build_vocabulary(connection: Connection, feature: Input, seed: int) -> tuple
     Values are in pseudo-random order: the popular ones are then spread evenly over row-wise shards.
 
     Returns:
-        How many values are in, and how many are out for fewer than min_count occurrences.
+        How many values are in, and how many are out for having fewer than min_count occurrences.
     """
     table = vocabulary_table(feature.name)
     if feature.kind in TIME_VALUES:
@@ -52,7 +52,9 @@ def build_vocabulary(connection: Connection, feature: Input, seed: int) -> tuple
         FROM {table}_all WHERE count >= {feature.config.min_count}
         ORDER BY index""")
     (kept,) = first_row(connection, f"SELECT count(*) FROM {table}")
-    (every,) = first_row(connection, f"SELECT count(*) FROM {table}_all")
+    # An item never seen in training is as unknown as one seen too rarely.
+    every_value = "catalog" if values == _ITEM_IDS else f"{table}_all"
+    (every,) = first_row(connection, f"SELECT count(*) FROM {every_value}")
     connection.execute(f"DROP TABLE {table}_all")
     return kept, every - kept
 

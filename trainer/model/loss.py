@@ -12,26 +12,28 @@ def in_batch_softmax(
     candidate_ND: Tensor,
     positive_B: Tensor,
     candidate_row_N: Tensor,
+    candidate_log_q_N: Tensor,
     temperature: float,
     remove_accidental_hits: bool,
 ) -> Tensor:
     """Mean cross-entropy of each query's positive against all candidates of the global batch.
 
-    Covington et al., "Deep Neural Networks for YouTube Recommendations" (2016), section 3.1, with the batch's own
-    candidates as the sample.
+    Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations" (2019), equations 3 to 5:
+    a candidate comes into the batch as often as it is popular, so log q is taken off its score, the positive's included.
 
     Args:
         query_BD: float [B, D].
         candidate_ND: float [N, D].
         positive_B: int64 [B], column of each query's positive among the N.
         candidate_row_N: int64 [N], identity of each candidate.
+        candidate_log_q_N: float [N], log of the probability with which each came into the batch; zeros for no correction.
         temperature: divides the scores.
         remove_accidental_hits: whether other columns with the positive's identity are no negatives of the query.
 
     Returns:
         A scalar.
     """
-    logits_BN = query_BD @ candidate_ND.T / temperature
+    logits_BN = query_BD @ candidate_ND.T / temperature - candidate_log_q_N
     if remove_accidental_hits:
         same_item_BN = candidate_row_N[positive_B, None] == candidate_row_N[None, :]
         same_item_BN[torch.arange(len(positive_B), device=positive_B.device), positive_B] = False

@@ -1,6 +1,7 @@
 """A training run, from prepared data to its best checkpoint."""
 
 import json
+from contextlib import closing
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -67,7 +68,8 @@ def fit(config: TrainConfig) -> dict[str, float]:
         ],
         enable_model_summary=False,
     )
-    trainer.fit(module, val_dataloaders=validation, ckpt_path=checkpoint.newest(config.run.dir), weights_only=False)
+    with closing(module.reader):
+        trainer.fit(module, val_dataloaders=validation, ckpt_path=checkpoint.newest(config.run.dir), weights_only=False)
     return _report(config, trainer)
 
 
@@ -78,7 +80,8 @@ def _build(
     data_dir, rank, world_size = config.data.dir, processes.rank, processes.world_size
     schema = read_schema(data_dir)
     features = schema.select(config.model.query.features, config.model.candidate.features)
-    assembler = BatchAssembler(schema, features, Catalog(data_dir, schema))
+    catalog = Catalog(data_dir, schema)
+    assembler = BatchAssembler(schema, features, catalog)
     files = EventFiles(data_dir, "train", assembler.event_columns)
     order = EpochOrder(files.row_group_sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
     reader = TrainingReader(files, assembler, order, config.model.id_dropout, rank, world_size)
@@ -92,7 +95,7 @@ def _build(
     model = TwoTower(features, config.model)
     if processes.is_first:
         run_directory.claim(config, schema)
-    return RetrievalModule(model, config, schema, assembler, reader, processes), validation
+    return RetrievalModule(model, config, assembler, catalog, reader, processes), validation
 
 
 def _report(config: TrainConfig, trainer: pl.Trainer) -> dict[str, float]:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.batch import QueryBatch, RetrievalBatch
+from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
-from trainer.data.schema import Schema
 from trainer.model.loss import in_batch_softmax
 from trainer.model.two_tower import TwoTower
-from trainer.runtime.evaluation import Evaluation
+from trainer.runtime.evaluation import Evaluation, evaluate_model
 from trainer.runtime.gather import gather, gather_with_gradient
 from trainer.runtime.processes import Processes
 
@@ -25,20 +25,20 @@ class RetrievalModule(pl.LightningModule):
     Args:
         model: plain; the strategy replaces it by its sharded form.
         config: of the run.
-        schema: of the data.
-        assembler: lays out catalogue rows for validation.
+        assembler: lays out the model's inputs.
+        catalog: the items, for validation.
         reader: of training rows; told at every start where to begin.
         processes: this process's place.
     """
 
     def __init__(
-        self, model: TwoTower, config: TrainConfig, schema: Schema, assembler: BatchAssembler,
+        self, model: TwoTower, config: TrainConfig, assembler: BatchAssembler, catalog: Catalog,
         reader: TrainingReader, processes: Processes,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model: nn.Module = model
         self.reader = reader
-        self._config, self._schema, self._assembler = config, schema, assembler
+        self._config, self._assembler, self._catalog = config, assembler, catalog
         self._processes = processes
         self._evaluation: Evaluation | None = None
         self._monitored_k = int(config.run.monitor.rpartition("@")[2])
@@ -47,12 +47,13 @@ class RetrievalModule(pl.LightningModule):
         """Scores this rank's queries against the candidates of all ranks."""
         query_BD, candidate_BD = self.model(batch)
         candidate_ND = gather_with_gradient(candidate_BD)
-        candidate_row_N = gather(batch.candidate_row)
         positive_B = torch.arange(len(query_BD), device=query_BD.device) + self._processes.rank * len(query_BD)
         model = self._config.model
+        log_q_B = batch.candidate_log_q if model.log_q_correction else torch.zeros_like(batch.candidate_log_q)
         loss = in_batch_softmax(
-            query_BD, candidate_ND, positive_B, candidate_row_N, model.temperature, model.remove_accidental_hits
-        )
+            query_BD, candidate_ND, positive_B, gather(batch.candidate_row), gather(log_q_B),
+            model.temperature, model.remove_accidental_hits,
+        )  # fmt: skip
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -73,9 +74,8 @@ class RetrievalModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Embeds the catalogue."""
-        self._evaluation = Evaluation(
-            self.model, self._assembler, self._schema.num_items, self._config.run.validation_batch_size, self._processes
-        )
+        batch_size = self._config.run.validation_batch_size
+        self._evaluation = evaluate_model(self.model, self._assembler, self._catalog, batch_size, self._processes)
 
     def validation_step(self, batch: QueryBatch) -> None:
         """Ranks the held-out items of all ranks' queries."""

@@ -36,8 +36,8 @@ def claim(config: TrainConfig, schema: Schema) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError("run.dir", folder, "a new or empty folder, or one of an earlier run", "name another")
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / SCHEMA, schema.to_json())
-        _write(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write(folder, SCHEMA, schema.to_json())
+        write(folder, CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
         return
     _refuse_other_schema("run.dir", folder, read_schema_of(folder), schema)
     before, now = _flat(asdict(read_config(folder))), _flat(asdict(config))
@@ -65,7 +65,16 @@ def record_sharding(run_dir: str | Path, rows: list[dict[str, tuple[int, int]]])
         for held in rows
         for table, (_, total) in held.items()
     }
-    _write(Path(run_dir) / SHARDING, json.dumps(tables, indent=2) + "\n")
+    write(run_dir, SHARDING, json.dumps(tables, indent=2) + "\n")
+
+
+def write(folder: str | Path, name: str, text: str) -> Path:
+    """Writes a small file so that a reader sees all of it or none."""
+    path = Path(folder) / name
+    partial = path.with_name(name + ".partial")
+    partial.write_text(text)
+    partial.rename(path)
+    return path
 
 
 def read_config(run_dir: str | Path) -> TrainConfig:
@@ -108,12 +117,6 @@ def _refuse_other_schema(field: str, value: object, before: Schema, now: Schema)
             field, value, "data with the features it was trained on; " + ", ".join(changed[:8]),
             "use the data of that run, or train anew in a run.dir of its own",
         )  # fmt: skip
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.rename(path)
 
 
 def _by_name(schema: Schema) -> dict[str, Any]:

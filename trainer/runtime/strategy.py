@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.states import TrainerFn
@@ -70,6 +71,11 @@ class ShardedStrategy(DDPStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: `load_checkpoint` has done it."""
+
+    def teardown(self) -> None:
+        """Leaves the process group: threads of a group still up can abort a process that exits."""
+        super().teardown()
+        dist.destroy_process_group()
 
     @property
     def _sharded_model(self) -> DistributedModelParallel:

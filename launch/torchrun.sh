@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Runs one command of the trainer over the processes of this node, or of several nodes; the rest is Hydra's, untouched:
+#
+#   launch/torchrun.sh train data.dir=prepared run.dir=runs/first model.embedding_dim=128
+#   launch/torchrun.sh evaluate run.dir=runs/first
+#   launch/torchrun.sh export run.dir=runs/first
+#
+# Topology comes from the environment, the same on every node but for NODE_RANK and LOCAL_ADDR:
+#   NNODES          nodes, or MIN:MAX where nodes may come and go               (1)
+#   NPROC_PER_NODE  processes a node                                            (one a GPU; 1 where there is no GPU)
+#   RDZV_ENDPOINT   HOST:PORT of the node where all nodes meet; required when NNODES is not 1
+#   RDZV_ID         name that the nodes of one job share                        (two-tower)
+#   NODE_RANK       0 on the node that RDZV_ENDPOINT names, another number elsewhere (SLURM_NODEID; without either,
+#                   torchrun compares host names)
+#   LOCAL_ADDR      address of this node as the others reach it                 (its host name)
+#   MAX_RESTARTS    times the processes are started again after a failure       (0)
+set -euo pipefail
+
+case "${1:-}" in
+    train | evaluate | export) ;;
+    *)
+        echo "usage: ${BASH_SOURCE[0]} train|evaluate|export [hydra override ...]" >&2
+        exit 2
+        ;;
+esac
+command=$1
+shift
+
+nnodes=${NNODES:-1}
+nproc=${NPROC_PER_NODE:-$(if command -v nvidia-smi >/dev/null; then echo gpu; else echo 1; fi)}
+topology=(--nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "${MAX_RESTARTS:-0}")
+
+if [[ $nnodes == 1 ]]; then
+    topology+=(--standalone)
+else
+    if [[ -z ${RDZV_ENDPOINT:-} ]]; then
+        echo "NNODES=$nnodes needs RDZV_ENDPOINT=HOST:PORT, a port of one of the nodes that the others can reach" >&2
+        exit 2
+    fi
+    # Nodes come up minutes apart where an image is pulled first; torchrun's own limit for the first contact is one minute.
+    rdzv_conf=read_timeout=600
+    node_rank=${NODE_RANK:-${SLURM_NODEID:-}}
+    if [[ -n $node_rank ]]; then
+        rdzv_conf+=,is_host=$([[ $node_rank == 0 ]] && echo true || echo false)
+    fi
+    topology+=(--rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-two-tower}" --rdzv-conf "$rdzv_conf")
+    if [[ -n ${LOCAL_ADDR:-} ]]; then
+        topology+=(--local-addr "$LOCAL_ADDR")
+    fi
+fi
+
+exec torchrun "${topology[@]}" -m "trainer.$command" "$@"
