@@ -28,14 +28,16 @@ SCHEMA = Schema(FEATURES, ITEMS, ROWS, "int64", "string")
 def write_prepared(folder: Path) -> Path:
     """Writes the folder and returns it."""
     rng = np.random.default_rng(0)
-    catalog = pa.table({
-        RAW_ITEM_ID: pa.array([f"item-{row}" for row in range(ITEMS)]),
-        TRAIN_COUNT: pa.array(rng.integers(1, 99, ITEMS)),
-        "item_id": pa.array(np.where(np.arange(ITEMS) % 7 == 0, 0, np.arange(1, ITEMS + 1)).astype(np.int32)),
-        "genres": _lists(rng, ITEMS, 4, 6),
-        "price": pa.array(rng.exponential(5, ITEMS).astype(np.float32)),
-        "text": pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=4 * ITEMS).astype(np.float32)), 4),
-    })
+    catalog = pa.table(
+        {
+            RAW_ITEM_ID: pa.array([f"item-{row}" for row in range(ITEMS)]),
+            TRAIN_COUNT: pa.array(rng.integers(1, 99, ITEMS)),
+            "item_id": pa.array(np.where(np.arange(ITEMS) % 7 == 0, 0, np.arange(1, ITEMS + 1)).astype(np.int32)),
+            "genres": _lists(rng, ITEMS, 4, 6),
+            "price": pa.array(rng.exponential(5, ITEMS).astype(np.float32)),
+            "text": pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=4 * ITEMS).astype(np.float32)), 4),
+        }
+    )
     with pa.ipc.new_file(folder / "catalog.arrow", catalog.schema) as file:
         file.write_table(catalog)
     for split, rows in ROWS.items():

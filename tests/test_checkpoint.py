@@ -30,7 +30,9 @@ def metrics(processes: Processes, folder: Path, model: torch.nn.Module) -> dict[
     return evaluation.metrics([1, 5, 10])
 
 
-def save(processes: Processes, folder: Path, path: Path) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
+def save(
+    processes: Processes, folder: Path, path: Path
+) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
     model, _ = trained(processes, config(), folder, steps=5)
     checkpoint.save(model, {"note": "from two ranks"}, path)
     saved = whole_tables(model)
@@ -39,7 +41,9 @@ def save(processes: Processes, folder: Path, path: Path) -> tuple[dict[str, floa
     return result, saved, whole_tables(model)
 
 
-def load(processes: Processes, folder: Path, path: Path) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
+def load(
+    processes: Processes, folder: Path, path: Path
+) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
     model = sharded_model(processes, config(), seed=1)
     checkpoint.load(model, path)
     loaded = whole_tables(model)
@@ -86,7 +90,7 @@ def test_best_and_last_are_kept_and_found(tmp_path: Path) -> None:
     assert checkpoint.find(tmp_path, "last") == checkpoint.newest(tmp_path) == folder / checkpoint.name(200)
     assert checkpoint.find(tmp_path, checkpoint.name(10)) == folder / checkpoint.name(10)
     assert not (folder / checkpoint.name(3)).exists()
-    with pytest.raises(UserError, match="run.checkpoint=step=000000003.*train first, or name another"):
+    with pytest.raises(UserError, match="run.checkpoint=step-000000003.*train first, or name another"):
         checkpoint.find(tmp_path, checkpoint.name(3))
     shutil.rmtree(folder)
     assert checkpoint.newest(tmp_path) is None

@@ -39,7 +39,9 @@ def test_log_q_by_hand() -> None:
     # both candidates score 0; the first came into the batch with probability 3/4, the second with 1/4, so corrected
     # they weigh 4/3 and 4: the loss of query 0 is -log((4/3) / (4/3 + 4)) = log 4, that of query 1 log(4/3)
     log_q = torch.tensor([0.75, 0.25]).log()
-    loss = in_batch_softmax(torch.zeros(2, 3), torch.zeros(2, 3), torch.arange(2), torch.tensor([1, 2]), log_q, 1.0, True)
+    loss = in_batch_softmax(
+        torch.zeros(2, 3), torch.zeros(2, 3), torch.arange(2), torch.tensor([1, 2]), log_q, 1.0, True
+    )
     assert loss.item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2, abs=1e-6)
 
 

@@ -23,11 +23,15 @@ def orders(draw: st.DrawFn) -> EpochOrder:
     rows_per_step = draw(st.integers(1, 4))
     sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=8))
     missing = streams * rows_per_step - sum(sizes)
-    return EpochOrder((*sizes, *([missing] if missing > 0 else [])), streams * rows_per_step, streams, draw(st.integers(0, 9)))
+    return EpochOrder(
+        (*sizes, *([missing] if missing > 0 else [])), streams * rows_per_step, streams, draw(st.integers(0, 9))
+    )
 
 
 @given(orders(), st.integers(0, 3))
-def test_every_row_is_trained_at_most_once_an_epoch_and_all_but_the_rest_of_a_batch(order: EpochOrder, epoch: int) -> None:
+def test_every_row_is_trained_at_most_once_an_epoch_and_all_but_the_rest_of_a_batch(
+    order: EpochOrder, epoch: int
+) -> None:
     rows = [row for stream in range(order.streams) for row in rows_of(order, stream, epoch)]
     everything = {(group, row) for group, size in enumerate(order.row_group_sizes) for row in range(size)}
     assert len(set(rows)) == len(rows) and set(rows) <= everything

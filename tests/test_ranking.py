@@ -22,7 +22,9 @@ def scene(world_size: int) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
     return items, queries, targets, seen
 
 
-def ranked(processes: Processes, items: Tensor, queries: Tensor, targets: Tensor, seen: list[list[int]]) -> tuple[Tensor, Tensor]:
+def ranked(
+    processes: Processes, items: Tensor, queries: Tensor, targets: Tensor, seen: list[list[int]]
+) -> tuple[Tensor, Tensor]:
     rows = share_of_rank(ITEMS, processes.rank, processes.world_size)
     here = slice(PER_RANK * processes.rank, PER_RANK * (processes.rank + 1))
     row = torch.arange(len(queries))

@@ -89,9 +89,9 @@ def test_a_reader_resumed_at_a_step_goes_on_as_the_uninterrupted_one(prepared: P
 
 def test_id_dropout_hides_about_its_share_of_each_id_and_nothing_else(prepared: Path) -> None:
     plain, dropped = (list(islice(reader(prepared, id_dropout=p), 20)) for p in (0.0, 0.25))
-    hidden = {name: 0 for name in ("user_id", "item_id")}
+    hidden = dict.fromkeys(("user_id", "item_id"), 0)
     for before, after in zip(plain, dropped, strict=True):
-        for name in before.sparse_features.keys():
+        for name in (feature.name for feature in FEATURES if feature.is_sparse):
             old, new = (batch.sparse_features[name].values() for batch in (before, after))
             if name in hidden:
                 hidden[name] += int((old != new).sum())

@@ -32,7 +32,7 @@ def test_two_ranks_equal_one(ranks: RankPool, prepared: Path, sharding: str, opt
     The tolerance covers sums taken in another order; the steps themselves move every id table by more than 0.1.
     """
     train = config(sharding, optimizer)
-    (alone, alone_losses, _), = ranks.run(1, after_steps, train, prepared)
+    ((alone, alone_losses, _),) = ranks.run(1, after_steps, train, prepared)
     several = ranks.run(world_size, after_steps, train, prepared)
     assert several[0][1] == pytest.approx(alone_losses, abs=2e-5)
     for name, value in alone.items():

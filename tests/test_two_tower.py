@@ -34,7 +34,9 @@ def on_cpu(model: TwoTower) -> TwoTower:
 def test_matrix_factorization_is_the_dot_product_of_two_rows(prepared: Path) -> None:
     features = SCHEMA.select(["user_id"], ["item_id"])
     ids_only = TowerConfig(hidden=None)
-    model = on_cpu(TwoTower(features, ModelConfig(embedding_dim=8, query=ids_only, candidate=ids_only, normalize=False)))
+    model = on_cpu(
+        TwoTower(features, ModelConfig(embedding_dim=8, query=ids_only, candidate=ids_only, normalize=False))
+    )
     batch = batch_of(prepared, features)
     query, candidate = model(batch)
     users, items = (model.embeddings.embedding_bags[name].weight for name in ("user_id", "item_id"))
@@ -43,7 +45,9 @@ def test_matrix_factorization_is_the_dot_product_of_two_rows(prepared: Path) -> 
 
 
 def test_both_towers_against_their_formula(prepared: Path) -> None:
-    config = ModelConfig(embedding_dim=8, categorical_dim=4, query=TowerConfig(hidden=[5]), candidate=TowerConfig(hidden=[]))
+    config = ModelConfig(
+        embedding_dim=8, categorical_dim=4, query=TowerConfig(hidden=[5]), candidate=TowerConfig(hidden=[])
+    )
     model = on_cpu(TwoTower(FEATURES, config))
     batch = batch_of(prepared, FEATURES)
     query, candidate = model(batch)
@@ -52,23 +56,27 @@ def test_both_towers_against_their_formula(prepared: Path) -> None:
         values = {name: jagged.to_dense()[row] for name, jagged in batch.sparse_features.to_dict().items()}
         history = weight["item_id"][values["history"]]
         age = (batch.query_dense[row] - 40) / 10
-        user = torch.cat([
-            weight["user_id"][values["user_id"][0]],
-            weight["hour"][values["hour"][0]],
-            history.mean(0) if len(history) else torch.zeros(8),
-            torch.zeros(1) if age.isnan() else age,
-        ])
+        user = torch.cat(
+            [
+                weight["user_id"][values["user_id"][0]],
+                weight["hour"][values["hour"][0]],
+                history.mean(0) if len(history) else torch.zeros(8),
+                torch.zeros(1) if age.isnan() else age,
+            ]
+        )
         expected = F.normalize(model.query_tower.mlp(user), dim=0)
         torch.testing.assert_close(query[row], expected)
 
         genres = weight["genres"][values["genres"]]
         price, text = batch.candidate_dense[row, :1], batch.candidate_dense[row, 1:]
-        item = torch.cat([
-            weight["item_id"][values["item_id"][0]],
-            genres.mean(0) if len(genres) else torch.zeros(4),
-            (torch.log1p(price) - 1) / 0.5,
-            text,
-        ])
+        item = torch.cat(
+            [
+                weight["item_id"][values["item_id"][0]],
+                genres.mean(0) if len(genres) else torch.zeros(4),
+                (torch.log1p(price) - 1) / 0.5,
+                text,
+            ]
+        )
         torch.testing.assert_close(candidate[row], F.normalize(model.candidate_tower.mlp(item), dim=0))
 
 

@@ -29,7 +29,9 @@ def config(sharding: str = "row_wise", optimizer: str = "rowwise_adagrad") -> Tr
     rate = 3.0 if optimizer == "sgd" else 0.2
     return TrainConfig(
         model=ModelConfig(embedding_dim=8, categorical_dim=4, query=tower, candidate=tower, temperature=0.2),
-        optimizer=OptimizerConfig(embedding=optimizer, embedding_learning_rate=rate, dense_learning_rate=0.01, warmup_steps=2),
+        optimizer=OptimizerConfig(
+            embedding=optimizer, embedding_learning_rate=rate, dense_learning_rate=0.01, warmup_steps=2
+        ),
         sharding=ShardingConfig(ids=sharding, categoricals="table_wise"),
     )
 
@@ -77,5 +79,3 @@ def whole_tables(model: DistributedModelParallel) -> dict[str, Tensor]:
         if value is not None:
             result[name] = value.detach().clone()
     return result
-
-

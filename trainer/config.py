@@ -1,4 +1,4 @@
-"""Every YAML's schema, documented where it is declared, and the checks that need nothing but the config.
+"""Every YAML's schema, documented where it is declared; checks.py holds what the types alone do not say.
 
 Hydra composes configs/*.yaml against these dataclasses, so a misspelt key is refused before anything starts. Commands
 receive the typed object: `@hydra.main` around `train(config: TrainConfig)`.
@@ -170,7 +170,7 @@ class ModelConfig:
     candidate: TowerConfig = field(default_factory=TowerConfig)
     normalize: bool = True
     """Whether embeddings are scaled to length 1, so that the score is a cosine."""
-    temperature: float = 0.05
+    temperature: float = 0.1
     """Divides the scores in the loss."""
     log_q_correction: bool = True
     """Whether a candidate's score in the loss is corrected for how often popularity brings it into a batch."""
@@ -302,7 +302,7 @@ class ExportConfig:
     export: EmbeddingExportConfig = field(default_factory=EmbeddingExportConfig)
 
 
-# --- checks ----------------------------------------------------------------------------------------------------------
+# --- from YAML and back ----------------------------------------------------------------------------------------------------------
 
 Config = TypeVar("Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig)
 
@@ -333,87 +333,13 @@ def typed(config: DictConfig, kind: type[Config]) -> Config:
     return result
 
 
-def require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises a UserError unless value is among the allowed ones."""
-    if value not in allowed:
-        raise UserError(name, value, "one of " + ", ".join(allowed), f"set {name}={allowed[0]}")
+def to_yaml(config: TrainConfig) -> str:
+    """The config as the text that `from_yaml` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def require_positive(name: str, value: float) -> None:
-    """Raises a UserError unless value > 0."""
-    if not value > 0:
-        raise UserError(name, value, "a number above 0", f"raise {name}")
-
-
-def check_train_config(config: TrainConfig) -> None:
-    """Checks what can be checked before the data is opened.
-
-    Raises:
-        UserError: a value is out of range or contradicts another.
-    """
-    for name, value in {
-        "data.global_batch_size": config.data.global_batch_size,
-        "data.streams": config.data.streams,
-        "model.embedding_dim": config.model.embedding_dim,
-        "model.temperature": config.model.temperature,
-        "optimizer.embedding_learning_rate": config.optimizer.embedding_learning_rate,
-        "optimizer.dense_learning_rate": config.optimizer.dense_learning_rate,
-        "run.epochs": config.run.epochs,
-        "run.validate_every": config.run.validate_every,
-        "run.validation_batch_size": config.run.validation_batch_size,
-        "run.patience": config.run.patience,
-        "run.log_every": config.run.log_every,
-    }.items():
-        require_positive(name, value)
-    if not 0 <= config.model.id_dropout < 1:
-        raise UserError("model.id_dropout", config.model.id_dropout, "a share in [0, 1)", "set model.id_dropout=0.1")
-    require_one_of("optimizer.embedding", config.optimizer.embedding, ("rowwise_adagrad", "sgd"))
-    require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
-    sharding = config.sharding
-    chosen = {"ids": sharding.ids, "categoricals": sharding.categoricals}
-    chosen |= {f"tables.{table}": kind for table, kind in sharding.tables.items()}
-    for name, kind in chosen.items():
-        if kind is not None:
-            require_one_of(f"sharding.{name}", kind, ("row_wise", "table_wise", "column_wise"))
-
-
-def check_batch_size(config: TrainDataConfig, world_size: int) -> int:
-    """The queries each rank takes of a global batch.
-
-    Raises:
-        UserError: the batch, the streams and the ranks do not divide one another.
-    """
-    if config.streams % world_size:
-        raise UserError("data.streams", config.streams, f"a multiple of the {world_size} ranks",
-                        f"set data.streams={world_size * max(1, round(config.streams / world_size))}")  # fmt: skip
-    if config.global_batch_size % config.streams:
-        raise UserError("data.global_batch_size", config.global_batch_size,
-                        f"a multiple of data.streams={config.streams}",
-                        f"set data.global_batch_size={-(-config.global_batch_size // config.streams) * config.streams}")  # fmt: skip
-    return config.global_batch_size // world_size
-
-
-def check_evaluate_config(config: EvaluateConfig) -> None:
-    """Checks what can be checked before the run is opened.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-    require_one_of("evaluate.split", config.evaluate.split, ("test", "validation"))
-    require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
-    require_positive("evaluate.batch_size", config.evaluate.batch_size)
-    if not config.evaluate.k or min(config.evaluate.k) < 1:
-        raise UserError("evaluate.k", config.evaluate.k, "cut-offs from 1", "set evaluate.k=[10,100]")
-
-
-def check_export_config(config: ExportConfig) -> None:
-    """Checks what can be checked before the run is opened.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-    require_one_of("export.side", config.export.side, ("item", "query"))
-    require_one_of("export.split", config.export.split, ("test", "validation"))
-    require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
-    require_positive("export.batch_size", config.export.batch_size)
-    require_positive("export.rows_per_shard", config.export.rows_per_shard)
+def from_yaml(path: Path) -> TrainConfig:
+    """The config of a run from its file, checked against this version's fields."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
+    assert isinstance(config, TrainConfig)
+    return config

@@ -8,7 +8,8 @@ import json
 import hydra
 from omegaconf import DictConfig
 
-from trainer.config import CONFIG_DIR, EvaluateConfig, check_evaluate_config, register_configs, typed
+from trainer.checks import check_evaluate_config
+from trainer.config import CONFIG_DIR, EvaluateConfig, register_configs, typed
 from trainer.errors import user_errors
 
 register_configs()
@@ -67,7 +68,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     }
     if processes.is_first:
         path = run_directory.write(config.run.dir, "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        print(f"{files.num_rows:,} queries of {split}, {run.schema.num_items:,} items, checkpoint {run.checkpoint.name}")
+        print(
+            f"{files.num_rows:,} queries of {split}, {run.schema.num_items:,} items, checkpoint {run.checkpoint.name}"
+        )
         print(f"{'':<20}{'model':>10}{'popularity':>14}")
         for name in evaluations[""].metrics(config.evaluate.k):
             model_value, popularity = metrics[f"{split}/{name}"], metrics[f"{split}/popularity/{name}"]

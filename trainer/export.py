@@ -7,7 +7,8 @@ torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.side=query expo
 import hydra
 from omegaconf import DictConfig
 
-from trainer.config import CONFIG_DIR, ExportConfig, check_export_config, register_configs, typed
+from trainer.checks import check_export_config
+from trainer.config import CONFIG_DIR, ExportConfig, register_configs, typed
 from trainer.errors import user_errors
 
 register_configs()
@@ -41,7 +42,9 @@ def export(config: ExportConfig) -> None:
         model = load_model(run, config.export.batch_size, processes)
         folder = write_shards(shards, model, run, config, processes)
     if processes.is_first:
-        print(f"{shards.num_rows} {config.export.side} embeddings of checkpoint {run.checkpoint.name} written to {folder}")
+        print(
+            f"{shards.num_rows} {config.export.side} embeddings of checkpoint {run.checkpoint.name} written to {folder}"
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ torchrun --nproc-per-node 2 -m trainer.train data.dir=DATA run.dir=RUN model=two
 import hydra
 from omegaconf import DictConfig
 
-from trainer.config import CONFIG_DIR, TrainConfig, check_batch_size, check_train_config, register_configs, typed
+from trainer.checks import check_train_config
+from trainer.config import CONFIG_DIR, TrainConfig, register_configs, typed
 from trainer.errors import user_errors
 
 register_configs()

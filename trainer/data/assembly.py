@@ -10,7 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.catalog import Catalog
-from trainer.data.schema import ITEM_ROW, SEEN, Feature, Schema, Side
+from trainer.data.schema import ITEM_ROW, SEEN, Feature, Schema
 
 DROPPED = "dropped:"
 """Prefix of the boolean columns that say for which rows an id is replaced by the out-of-vocabulary row."""
@@ -56,6 +56,7 @@ class BatchAssembler:
 
     def _batch(self, events: pa.Table | None, item_rows: np.ndarray | None, num_rows: int) -> RetrievalBatch:
         sparse = [feature for feature in self.features if feature.is_sparse]
+        candidates = np.empty(0, np.int64) if item_rows is None else item_rows
         columns = [self._sparse(feature, events, item_rows, num_rows) for feature in sparse]
         return RetrievalBatch(
             KeyedJaggedTensor(
@@ -63,35 +64,41 @@ class BatchAssembler:
                 values=_int64(np.concatenate([values for values, _ in columns])),
                 lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in columns]).astype(np.int32)),
             ),
-            query_dense=None if events is None else self._dense("query", events, item_rows, num_rows),
-            candidate_dense=None if item_rows is None else self._dense("candidate", events, item_rows, num_rows),
-            candidate_row=_int64(item_rows if item_rows is not None else np.empty(0)),
-            candidate_log_q=torch.from_numpy(self._catalog.log_q(item_rows if item_rows is not None else [])),
+            query_dense=None if events is None else self._query_dense(events),
+            candidate_dense=None if item_rows is None else self._candidate_dense(item_rows),
+            candidate_row=_int64(candidates),
+            candidate_log_q=torch.from_numpy(self._catalog.log_q(candidates)),
         )
 
     def _sparse(self, feature: Feature, events: pa.Table | None, item_rows: np.ndarray | None, num_rows: int) -> Ragged:
-        if (events if feature.side == "query" else item_rows) is None:
-            return np.empty(0, np.int64), np.zeros(num_rows, np.int64)
-        if feature.kind == "history":
-            rows, lengths = _lists(events, feature.name)
-            return self._catalog.sparse(self._item_id, rows)[0], lengths
-        if feature.side == "candidate":
+        values, lengths = np.empty(0, np.int64), np.zeros(num_rows, np.int64)
+        if feature.side == "candidate" and item_rows is not None:
             values, lengths = self._catalog.sparse(feature, item_rows)
-        elif feature.multi_valued:
-            values, lengths = _lists(events, feature.name)
-        else:
-            values, lengths = _scalars(events, feature.name), np.ones(num_rows, np.int64)
+        elif feature.side == "query" and events is not None:
+            values, lengths = self._query_sparse(feature, events)
         if events is not None and DROPPED + feature.name in events.column_names:
             values = np.where(_scalars(events, DROPPED + feature.name), 0, values)
         return values, lengths
 
-    def _dense(self, side: Side, events: pa.Table | None, item_rows: np.ndarray | None, num_rows: int) -> Tensor:
-        columns = [
-            _numbers(events, feature) if side == "query" else self._catalog.dense(feature, item_rows)
-            for feature in self.features
-            if feature.side == side and not feature.is_sparse
-        ]
-        return torch.from_numpy(np.concatenate([np.empty((num_rows, 0), np.float32), *columns], axis=1))
+    def _query_sparse(self, feature: Feature, events: pa.Table) -> Ragged:
+        if feature.kind == "history":
+            rows, lengths = _lists(events, feature.name)
+            return self._catalog.sparse(self._item_id, rows)[0], lengths
+        if feature.multi_valued:
+            return _lists(events, feature.name)
+        return _scalars(events, feature.name), np.ones(len(events), np.int64)
+
+    def _query_dense(self, events: pa.Table) -> Tensor:
+        dense = [feature for feature in self.features if feature.side == "query" and not feature.is_sparse]
+        return _side_by_side([_numbers(events, feature) for feature in dense], len(events))
+
+    def _candidate_dense(self, item_rows: np.ndarray) -> Tensor:
+        dense = [feature for feature in self.features if feature.side == "candidate" and not feature.is_sparse]
+        return _side_by_side([self._catalog.dense(feature, item_rows) for feature in dense], len(item_rows))
+
+
+def _side_by_side(columns: list[np.ndarray], num_rows: int) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.empty((num_rows, 0), np.float32), *columns], axis=1))
 
 
 def _column(events: pa.Table, name: str) -> pa.Array:

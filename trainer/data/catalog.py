@@ -26,7 +26,9 @@ class Catalog:
         try:
             self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (OSError, pa.ArrowInvalid) as error:
-            raise UserError("data.dir", data_dir, f"a readable catalog.arrow ({error})", "prepare the data anew") from None
+            raise UserError(
+                "data.dir", data_dir, f"a readable catalog.arrow ({error})", "prepare the data anew"
+            ) from None
         declared = [RAW_ITEM_ID, TRAIN_COUNT, *(feature.name for feature in schema.side("candidate"))]
         missing = [name for name in declared if name not in self._table.column_names]
         if missing or self._table.num_rows != schema.num_items:

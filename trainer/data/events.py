@@ -213,5 +213,7 @@ def _open(path: Path, columns: Sequence[str] | None) -> pq.ParquetFile:
         raise UserError("data.dir", path, f"a readable Parquet file ({error})", "prepare the data anew") from None
     missing = [name for name in columns or () if name not in file.schema_arrow.names]
     if missing:
-        raise UserError("data.dir", path, f"columns {missing} beside {file.schema_arrow.names}", "prepare the data anew")
+        raise UserError(
+            "data.dir", path, f"columns {missing} beside {file.schema_arrow.names}", "prepare the data anew"
+        )
     return file

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainer.config import GeneratedConfig, require_positive
+from trainer.checks import require_positive
+from trainer.config import GeneratedConfig
 from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source
 from trainer.errors import UserError
 

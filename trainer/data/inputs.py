@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import cast
 
-from trainer.config import FeatureConfig, PreparedConfig, require_one_of, require_positive
+from trainer.checks import require_one_of, require_positive
+from trainer.config import FeatureConfig, PreparedConfig
 from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, columns, literal, quoted
 from trainer.data.schema import RESERVED_COLUMNS, Side
 from trainer.errors import UserError

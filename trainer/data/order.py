@@ -52,7 +52,7 @@ class EpochOrder:
         if self.steps_per_epoch == 0:
             raise UserError(
                 "data.global_batch_size", self.global_batch_size, f"at most the {self.num_rows} training rows",
-                f"set data.global_batch_size={max(1, self.num_rows // self.streams) * self.streams} or prepare more events",
+                f"set data.global_batch_size={self.num_rows // self.streams * self.streams} or prepare more events",
             )  # fmt: skip
 
     @property

@@ -46,7 +46,7 @@ class Prefetch(Generic[Batch], Iterator[Batch]):
                 if self._closed.is_set():
                     return
             self._put((None, None))
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, who raises it
+        except BaseException as error:
             self._put((None, error))
 
     def _put(self, entry: tuple[Batch | None, BaseException | None]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import duckdb
 from tqdm import tqdm
 
-from trainer.config import PreparedConfig, require_one_of, require_positive
+from trainer.checks import require_one_of, require_positive
+from trainer.config import PreparedConfig
 from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import Connection, Source, first_row, open_engine
 from trainer.data.histories import Histories
@@ -132,7 +133,7 @@ def _run(
             table_rows[feature.name] = kept + 1
             if rare:
                 least = feature.config.min_count
-                notes.append(f"feature {feature.name}: {rare} values seen fewer than {least} times are unknown")
+                notes.append(f"feature {feature.name}: {rare} values with fewer than {least} occurrences share row 0")
     write_vocabularies(connection, folder / "vocabulary", list(table_rows))
     item_table = next(feature.name for feature in inputs if (feature.side, feature.kind) == ("candidate", "id"))
     encoders = [ColumnEncoder(connection, feature, item_table, table_rows) for feature in inputs]

@@ -1,13 +1,13 @@
 """What a prepared folder holds: the contract between `prepare` and every other command.
 
-    DIR/schema.json                          this file's dataclasses as JSON; written last, so its presence means complete
+    DIR/schema.json                          the dataclasses below; written last, so its presence means complete
     DIR/vocabulary/<table>.parquet           id (int64 or string), index (int32, from 1), count (int64, training events)
     DIR/catalog.arrow                        one row an item, uncompressed Arrow IPC so that it can be memory-mapped
     DIR/events/{train,validation,test}/part-*.parquet
 
-Index 0 of every table is its out-of-vocabulary row. A *catalogue row* is an item's row number in catalog.arrow; it names
-the item everywhere in the prepared data (targets, histories, seen items), while the `item_id` feature column of the
-catalogue holds the row of the item's embedding (0 for an item without enough training events).
+Index 0 of every table is its out-of-vocabulary row. A *catalogue row* is an item's row number in catalog.arrow; it
+names the item everywhere in the prepared data (targets, histories, seen items), while the `item_id` feature column of
+the catalogue holds the row of the item's embedding (0 for an item without enough training events).
 """
 
 import json
@@ -130,5 +130,7 @@ def read_schema(data_dir: str | Path) -> Schema:
         raise UserError("data.dir", data_dir, "a folder written by trainer.prepare, with its schema.json", remedy)
     version = json.loads(path.read_text()).get("version")
     if version != SCHEMA_VERSION:
-        raise UserError("data.dir", data_dir, f"schema version {SCHEMA_VERSION}, not {version}", f"prepare it anew: {remedy}")
+        raise UserError(
+            "data.dir", data_dir, f"schema version {SCHEMA_VERSION}, not {version}", f"prepare it anew: {remedy}"
+        )
     return Schema.from_json(path.read_text())

@@ -1,6 +1,7 @@
 """The order of events, and which of them train and which are held out."""
 
-from trainer.config import SplitConfig, require_one_of
+from trainer.checks import require_one_of
+from trainer.config import SplitConfig
 from trainer.data.engine import Connection, columns, first_row
 from trainer.data.schema import SPLITS
 from trainer.errors import UserError

@@ -3,7 +3,8 @@
 import glob
 from pathlib import Path
 
-from trainer.config import TabularConfig, require_one_of
+from trainer.checks import require_one_of
+from trainer.config import TabularConfig
 from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source, columns, first_row, literal, quoted, reading
 from trainer.data.inputs import INTEGERS
 from trainer.errors import UserError

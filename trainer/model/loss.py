@@ -18,15 +18,15 @@ def in_batch_softmax(
 ) -> Tensor:
     """Mean cross-entropy of each query's positive against all candidates of the global batch.
 
-    Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations" (2019), equations 3 to 5:
-    a candidate comes into the batch as often as it is popular, so log q is taken off its score, the positive's included.
+    Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations" (2019), equations 3 to
+    5: a candidate comes into the batch as often as it is popular, so log q is taken off its score, the positive's too.
 
     Args:
         query_BD: float [B, D].
         candidate_ND: float [N, D].
         positive_B: int64 [B], column of each query's positive among the N.
         candidate_row_N: int64 [N], identity of each candidate.
-        candidate_log_q_N: float [N], log of the probability with which each came into the batch; zeros for no correction.
+        candidate_log_q_N: float [N], log of the probability with which each came into the batch; zeros correct nothing.
         temperature: divides the scores.
         remove_accidental_hits: whether other columns with the positive's identity are no negatives of the query.
 

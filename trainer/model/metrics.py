@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def recall_at_k(rank_Q: Tensor, k: int) -> Tensor:
-    """1 where the target is among the first k; with one target this is the hit rate. int64 [Q] from 1 -> float64 [Q]."""
+    """1 where the target is among the first k: with one target, the hit rate. int64 [Q] from 1 -> float64 [Q]."""
     return (rank_Q <= k).double()
 
 

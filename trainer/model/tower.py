@@ -23,6 +23,9 @@ class Standardize(nn.Module):
     def __init__(self, features: Sequence[Feature]) -> None:
         super().__init__()
         columns = [feature for feature in features for _ in range(feature.dim)]
+        self.log1p_C: Tensor
+        self.mean_C: Tensor
+        self.std_C: Tensor
         self.register_buffer("log1p_C", torch.tensor([f.log1p for f in columns], dtype=torch.bool), persistent=False)
         self.register_buffer("mean_C", torch.tensor([f.mean for f in columns]), persistent=False)
         self.register_buffer("std_C", torch.tensor([f.std for f in columns]), persistent=False)
@@ -58,7 +61,9 @@ class Tower(nn.Module):
         self.normalize = normalize
         width = sum(dims[feature.table] for feature in features if feature.is_sparse) + sum(f.dim for f in dense)
         if width == 0:
-            raise UserError(f"model.{side}.features", config.features, "at least one feature", "name one or set it to null")
+            raise UserError(
+                f"model.{side}.features", config.features, "at least one feature", "name one or set it to null"
+            )
         if config.hidden is None and width != embedding_dim:
             raise UserError(
                 f"model.{side}.hidden", None, f"inputs of width {embedding_dim} where no layer follows, not {width}",

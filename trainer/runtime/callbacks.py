@@ -67,7 +67,9 @@ class StepProgressBar(ProgressBar):
         """Counts the step; figures are looked up only when the bar is drawn anew."""
         assert self._bar is not None
         if self._bar.update():
-            metrics = {name.removeprefix("train/"): float(value) for name, value in trainer.progress_bar_metrics.items()}
+            metrics = {
+                name.removeprefix("train/"): float(value) for name, value in trainer.progress_bar_metrics.items()
+            }
             shown = {name: f"{value:,.0f}" if value > 100 else f"{value:.4f}" for name, value in metrics.items()}
             self._bar.set_postfix(shown, refresh=False)
 

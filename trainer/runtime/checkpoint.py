@@ -1,11 +1,12 @@
 """Checkpoints on disk: every rank writes its own rows, and any number of ranks reads them back.
 
     RUN/checkpoints/best.json    step and validation metrics of the best
-    RUN/checkpoints/step=N/      .metadata and *.distcp of torch.distributed.checkpoint: tables, dense layers, fused
+    RUN/checkpoints/step-N/      .metadata and *.distcp of torch.distributed.checkpoint: tables, dense layers, fused
                                  optimizer state; and trainer.pt, what Lightning keeps: dense optimizer, schedule,
                                  loops, callbacks
 
-A checkpoint is written beside its place as step=N.partial and renamed when whole: a folder without the suffix is complete.
+A checkpoint is written beside its place as step-N.partial and renamed when whole, so a folder without the suffix is
+complete.
 """
 
 import json
@@ -72,7 +73,7 @@ def load_rest(path: str | Path) -> dict[str, Any]:
 
 def name(step: int) -> str:
     """Folder name of the checkpoint of a step."""
-    return f"step={step:09d}"
+    return f"step-{step:09d}"
 
 
 def keep(folder: Path, best: dict[str, Any], last_step: int) -> None:
@@ -82,7 +83,7 @@ def keep(folder: Path, best: dict[str, Any], last_step: int) -> None:
         partial.write_text(json.dumps(best, indent=2) + "\n")
         partial.rename(folder / BEST)
     kept = {name(last_step)} | ({name(best["step"])} if best else set())
-    for path in folder.glob("step=*"):
+    for path in folder.glob("step-*"):
         if path.name not in kept:
             shutil.rmtree(path)
 
@@ -95,21 +96,20 @@ def find(run_dir: str | Path, which: str) -> Path:
     """
     folder = Path(run_dir) / "checkpoints"
     if which == "best" and (folder / BEST).is_file():
-        found = folder / name(json.loads((folder / BEST).read_text())["step"])
+        found: Path | None = folder / name(json.loads((folder / BEST).read_text())["step"])
     else:
         found = newest(run_dir) if which == "last" else folder / which
     if found is None or not found.is_dir():
-        there = sorted(path.name for path in folder.glob("step=*")) or "there are none"
+        there = sorted(path.name for path in folder.glob("step-*")) or "there are none"
         raise UserError("run.checkpoint", which, f"a checkpoint in {folder}: {there}", "train first, or name another")
     return found
 
 
 def newest(run_dir: str | Path) -> Path | None:
     """The complete checkpoint of the highest step, or None."""
-    complete = [path for path in (Path(run_dir) / "checkpoints").glob("step=*") if path.suffix != ".partial"]
+    complete = [path for path in (Path(run_dir) / "checkpoints").glob("step-*") if path.suffix != ".partial"]
     return max(complete, key=lambda path: path.name, default=None)
 
 
 def _state(model: DistributedModelParallel) -> dict[str, Any]:
     return {"model": model.state_dict(), "fused_optimizer": model.fused_optimizer.state_dict()}
-

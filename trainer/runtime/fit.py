@@ -7,7 +7,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torchrec.distributed import DistributedModelParallel
 
-from trainer.config import TrainConfig, check_batch_size
+from trainer.checks import check_batch_size
+from trainer.config import TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import EventFiles, HeldOutReader, TrainingReader, index_limits
@@ -45,6 +46,8 @@ def fit(config: TrainConfig) -> dict[str, float]:
         rows = gather_objects(sharded_rows(sharded))
         if processes.is_first:
             run_directory.record_sharding(config.run.dir, rows)
+            for table, (_, total) in rows[0].items():
+                print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
         return sharded
 
     csv = CSVLogger(config.run.dir, name="logs")
@@ -105,4 +108,3 @@ def _report(config: TrainConfig, trainer: pl.Trainer) -> dict[str, float]:
         print(f"trained {trainer.global_step} steps; best checkpoint {best}")
         print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     return metrics
-

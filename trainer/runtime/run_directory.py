@@ -1,10 +1,10 @@
 """The run directory: what was trained, on what, with what; enough for evaluate and export.
 
-    RUN/config.yaml      the resolved TrainConfig
-    RUN/schema.json      features of the data it was trained on
-    RUN/sharding.json    which rank holds how many rows of which table
-    RUN/checkpoints/     see checkpoint.py
-    RUN/logs/            TensorBoard and CSV
+RUN/config.yaml      the resolved TrainConfig
+RUN/schema.json      features of the data it was trained on
+RUN/sharding.json    which rank holds how many rows of which table
+RUN/checkpoints/     see checkpoint.py
+RUN/logs/            TensorBoard and CSV
 """
 
 import json
@@ -12,9 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from trainer.config import TrainConfig
+from trainer.config import TrainConfig, from_yaml, to_yaml
 from trainer.data.schema import Schema
 from trainer.errors import UserError
 
@@ -37,7 +35,7 @@ def claim(config: TrainConfig, schema: Schema) -> None:
             raise UserError("run.dir", folder, "a new or empty folder, or one of an earlier run", "name another")
         folder.mkdir(parents=True, exist_ok=True)
         write(folder, SCHEMA, schema.to_json())
-        write(folder, CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+        write(folder, CONFIG, to_yaml(config))
         return
     _refuse_other_schema("run.dir", folder, read_schema_of(folder), schema)
     before, now = _flat(asdict(read_config(folder))), _flat(asdict(config))
@@ -86,9 +84,7 @@ def read_config(run_dir: str | Path) -> TrainConfig:
     path = Path(run_dir) / CONFIG
     if not path.is_file():
         raise UserError("run.dir", run_dir, "a folder written by trainer.train, with its config.yaml", "train first")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
-    assert isinstance(config, TrainConfig)
-    return config
+    return from_yaml(path)
 
 
 def read_schema_of(run_dir: str | Path) -> Schema:

@@ -30,7 +30,6 @@ from trainer.model.two_tower import TwoTower
 from trainer.runtime.initialization import initialize_rows
 from trainer.runtime.processes import Processes
 
-
 _SHARE_KEPT_FREE = 0.15
 """Of each rank's memory, which the planner leaves to dense layers, activations and buffers."""
 

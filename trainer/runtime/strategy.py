@@ -1,7 +1,7 @@
 """The Lightning strategy: process group, sharded model, sharded checkpoints."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -46,7 +46,7 @@ class ShardedStrategy(DDPStrategy):
         """Shards the model, then makes the optimizers of its dense layers."""
         assert self.accelerator is not None and self.lightning_module is not None
         self.accelerator.setup(trainer)
-        self.lightning_module.model = self._shard(self.lightning_module.model)
+        self.lightning_module.model = self._shard(cast(TwoTower, self.lightning_module.model))
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()

@@ -1,0 +1,116 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+
+from trainer.checks import check_batch_size, check_evaluate_config, check_export_config, check_train_config
+from trainer.config import CONFIG_DIR, EvaluateConfig, ExportConfig, PrepareConfig, TrainConfig, register_configs, typed
+from trainer.errors import UserError
+
+KINDS = {"prepare": PrepareConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
+REQUIRED = {
+    "prepare": ["data.dir=out", "data.source=in"],
+    "train": ["data.dir=in", "run.dir=out"],
+    "evaluate": ["run.dir=out"],
+    "export": ["run.dir=out"],
+}
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    register_configs()
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        yield
+
+
+def shipped(group: str) -> list[str]:
+    return sorted(path.stem for path in Path(CONFIG_DIR, group).glob("*.yaml"))
+
+
+def test_no_shipped_yaml_is_left_out_here() -> None:
+    folders = {str(path.parent.relative_to(CONFIG_DIR)) for path in Path(CONFIG_DIR).rglob("*.yaml")}
+    assert folders == {".", "data", "model", "experiment"}
+    assert {path.stem for path in Path(CONFIG_DIR).glob("*.yaml")} == set(KINDS)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+def test_commands_compose_to_their_dataclass(command: str) -> None:
+    assert isinstance(typed(compose(command, REQUIRED[command]), KINDS[command]), KINDS[command])
+
+
+@pytest.mark.parametrize("source", shipped("data"))
+def test_every_source_composes(source: str) -> None:
+    extra = {"movielens": ["data.source=in"], "tabular": ["data.events=e.csv"], "generated": []}[source]
+    config = typed(compose("prepare", [f"data={source}", "data.dir=out", *extra]), PrepareConfig)
+    assert config.data.features["item_id"].kind == "id"
+
+
+@pytest.mark.parametrize("model", shipped("model"))
+def test_every_model_composes(model: str) -> None:
+    check_train_config(typed(compose("train", [*REQUIRED["train"], f"model={model}"]), TrainConfig))
+
+
+@pytest.mark.parametrize("experiment", shipped("experiment"))
+def test_every_experiment_composes_and_divides_over_ranks(experiment: str) -> None:
+    config = typed(compose("train", [*REQUIRED["train"], f"experiment={experiment}"]), TrainConfig)
+    check_train_config(config)
+    for world_size in (1, 2, 4):
+        assert check_batch_size(config.data, world_size) * world_size == config.data.global_batch_size
+
+
+@pytest.mark.parametrize(
+    ("command", "typo"),
+    [("train", "run.epoch=3"), ("train", "model.embeding_dim=8"), ("train", "data.batch=9"),
+     ("evaluate", "evaluate.ks=[1]"), ("export", "export.sid=item"), ("prepare", "data.splitt=x")],
+)  # fmt: skip
+def test_a_misspelt_override_is_refused_by_name(command: str, typo: str) -> None:
+    extra = ["data=movielens"] if command == "prepare" else []
+    with pytest.raises(ConfigCompositionException, match="Could not override|not in") as error:
+        compose(command, [*extra, *REQUIRED[command], typo])
+    assert typo.split("=")[0] in f"{error.value} {error.value.__cause__}"
+
+
+def test_a_wrong_type_is_refused() -> None:
+    with pytest.raises(ConfigCompositionException):
+        compose("train", [*REQUIRED["train"], "run.epochs=many"])
+
+
+def test_a_missing_value_is_named_with_its_remedy() -> None:
+    with pytest.raises(UserError, match=r"data.dir=\?\?\?.*add data.dir=\.\.\. to the command line"):
+        typed(compose("train", ["run.dir=out"]), TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("run.epochs=0", "run.epochs=0: expected a number above 0"),
+     ("model.id_dropout=1.5", r"model.id_dropout=1.5: expected a share in \[0, 1\)"),
+     ("model.temperature=0", "model.temperature=0"),
+     ("optimizer.embedding=adam", "optimizer.embedding=adam: expected one of rowwise_adagrad, sgd"),
+     ("sharding.ids=diagonal", "sharding.ids=diagonal: expected one of row_wise"),
+     ("+sharding.tables.item_id=x", "sharding.tables.item_id=x"),
+     ("run.monitor=val/auc", "run.monitor=val/auc: expected one of val/recall@k"),
+     ("run.accelerator=tpu", "run.accelerator=tpu: expected one of auto, cpu, gpu")],
+)  # fmt: skip
+def test_values_out_of_range_are_named(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_train_config(typed(compose("train", [*REQUIRED["train"], override]), TrainConfig))
+
+
+def test_evaluate_and_export_values_are_checked() -> None:
+    with pytest.raises(UserError, match=r"evaluate.k=\[0\]"):
+        check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.k=[0]"]), EvaluateConfig))
+    with pytest.raises(UserError, match="evaluate.split=train: expected one of test, validation"):
+        check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.split=train"]), EvaluateConfig))
+    with pytest.raises(UserError, match="export.side=user: expected one of item, query"):
+        check_export_config(typed(compose("export", ["run.dir=r", "export.side=user"]), ExportConfig))
+
+
+def test_batch_streams_and_ranks_must_divide_one_another() -> None:
+    data = TrainConfig().data
+    data.global_batch_size, data.streams = 100, 16
+    with pytest.raises(UserError, match="data.streams=16: expected a multiple of the 3 ranks.*set data.streams=15"):
+        check_batch_size(data, 3)
+    with pytest.raises(UserError, match="data.global_batch_size=100.*set data.global_batch_size=112"):
+        check_batch_size(data, 2)

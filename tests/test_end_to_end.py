@@ -1,0 +1,198 @@
+"""The main job over two processes with sharded tables, on generated data, as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.commands import command, environment, run, succeed
+from trainer.data.schema import SEEN, read_schema
+from trainer.runtime import checkpoint
+
+SMALL = ("data.global_batch_size=256", "run.validation_batch_size=256", "run.monitor=val/recall@10", "run.log_every=5")
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generated") / "data"
+    succeed("trainer.prepare", "data=generated", f"data.dir={folder}", "data.users=2500", "data.items=2000")
+    return folder
+
+
+def train(data: Path, run_dir: Path, *more: str, ranks: int = 2) -> str:
+    return succeed("trainer.train", f"data.dir={data}", f"run.dir={run_dir}", *SMALL, *more, ranks=ranks)
+
+
+@pytest.fixture(scope="module")
+def two_tower(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained and evaluated run."""
+    folder = tmp_path_factory.mktemp("runs") / "two_tower"
+    train(data, folder, f"run.epochs={EPOCHS}")
+    succeed("trainer.evaluate", f"run.dir={folder}", ranks=2)
+    return folder
+
+
+def metrics(run_dir: Path) -> dict[str, float]:
+    return json.loads((run_dir / "metrics.json").read_text())
+
+
+def test_no_rank_holds_a_whole_id_table(two_tower: Path) -> None:
+    tables = json.loads((two_tower / "sharding.json").read_text())
+    for table in ("user_id", "item_id"):
+        rows = tables[table]
+        assert len(rows["rows_by_rank"]) == 2
+        assert sum(rows["rows_by_rank"]) == rows["num_embeddings"]
+        assert max(rows["rows_by_rank"]) <= rows["num_embeddings"] // 2 + 1
+
+
+def test_the_planted_structure_is_learned(data: Path, two_tower: Path, tmp_path: Path) -> None:
+    """Features and history reach what neither popularity nor ids alone can."""
+    train(data, tmp_path / "ids", f"run.epochs={EPOCHS}", "model=matrix_factorization")
+    succeed("trainer.evaluate", f"run.dir={tmp_path / 'ids'}", ranks=2)
+    features, ids = metrics(two_tower), metrics(tmp_path / "ids")
+    assert features["test/recall@10"] > 0.21
+    assert ids["test/recall@10"] < 0.20
+    assert features["test/popularity/recall@10"] == ids["test/popularity/recall@10"] < 0.05
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 3])
+def test_evaluation_is_the_same_on_other_numbers_of_ranks(two_tower: Path, ranks: int) -> None:
+    before = metrics(two_tower)
+    succeed("trainer.evaluate", f"run.dir={two_tower}", ranks=ranks)
+    assert metrics(two_tower) == pytest.approx(before, rel=1e-12)
+
+
+def test_the_exported_embeddings_reproduce_the_metrics(data: Path, two_tower: Path) -> None:
+    """Dot products of the two files, ranked over the catalogue in numpy, give the figures of metrics.json."""
+    stdout = succeed("trainer.export", f"run.dir={two_tower}", "export.rows_per_shard=700", ranks=2)
+    assert stdout.splitlines()[-1].startswith("2000 item embeddings")
+    succeed("trainer.export", f"run.dir={two_tower}", "export.side=query", "export.split=test", ranks=2)
+    items, queries = (
+        pq.read_table(sorted((two_tower / f"{side}_embeddings").glob("part-*.parquet"))) for side in ("item", "query")
+    )
+    assert items.schema.field("item_id").type == "string" and queries.schema.field("user_id").type == "int64"
+    assert str(items.schema.field("embedding").type).startswith("fixed_size_list<")
+
+    row_of = {item: row for row, item in enumerate(items["item_id"].to_pylist())}
+    item_vectors, query_vectors = (
+        np.stack(table["embedding"].to_numpy(zero_copy_only=False)) for table in (items, queries)
+    )
+    events = pq.read_table(data / "events" / "test").to_pylist()
+    assert queries["row"].to_pylist() == list(range(len(events)))
+    scores = query_vectors @ item_vectors.T
+    ranks = []
+    for row, target_id in enumerate(queries["target_item_id"].to_pylist()):
+        target = row_of[target_id]
+        left_out = np.array([item for item in events[row][SEEN] if item != target], dtype=int)
+        at_least = scores[row] >= scores[row, target]
+        ranks.append(at_least.sum() - at_least[left_out].sum())
+    ranks = np.array(ranks)
+    saved, tolerance = metrics(two_tower), 1.01 / len(ranks)  # one near-tie may fall the other way
+    for k in (1, 10, 100):
+        hit = ranks <= k
+        assert saved[f"test/recall@{k}"] == pytest.approx(hit.mean(), abs=tolerance)
+        assert saved[f"test/ndcg@{k}"] == pytest.approx((hit / np.log2(ranks + 1)).mean(), abs=tolerance)
+        assert saved[f"test/mrr@{k}"] == pytest.approx((hit / ranks).mean(), abs=tolerance)
+
+
+def test_shards_are_the_same_bytes_from_any_number_of_ranks(two_tower: Path) -> None:
+    folder, files = two_tower / "item_embeddings", {}
+    for ranks in (1, 2, 3):
+        succeed("trainer.export", f"run.dir={two_tower}", "export.rows_per_shard=450", ranks=ranks)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert [shard["num_rows"] for shard in manifest["shards"]] == [450] * 4 + [200]
+        files[ranks] = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    assert files[1].keys() == files[2].keys() == files[3].keys()
+    assert files[1] == files[2] == files[3]
+
+
+def tables_of(run_dir: Path, tmp_path: Path) -> dict[str, bytes]:
+    """The last checkpoint's item and query embeddings, as bytes."""
+    result = {}
+    for side in ("item", "query"):
+        succeed("trainer.export", f"run.dir={run_dir}", "run.checkpoint=last", f"export.side={side}", ranks=2)
+        result[side] = (run_dir / f"{side}_embeddings" / "part-00000.parquet").read_bytes()
+    return result
+
+
+def test_a_killed_run_resumes_with_the_same_command_and_ends_as_the_uninterrupted_one(
+    data: Path, tmp_path: Path
+) -> None:
+    often = ("run.epochs=2", "run.validate_every=0.2")
+    train(data, tmp_path / "whole", *often)
+    arguments = (f"data.dir={data}", f"run.dir={tmp_path / 'killed'}", *SMALL, *often)
+    process = subprocess.Popen(
+        command("trainer.train", *arguments, ranks=2), env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while checkpoint.newest(tmp_path / "killed") is None:
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = checkpoint.newest(tmp_path / "killed")
+    assert reached is not None
+    assert reached.name < checkpoint.newest(tmp_path / "whole").name, "it was killed too late to show anything"
+
+    succeed("trainer.train", *arguments, ranks=2)
+    assert checkpoint.newest(tmp_path / "killed").name == checkpoint.newest(tmp_path / "whole").name
+    assert tables_of(tmp_path / "killed", tmp_path) == tables_of(tmp_path / "whole", tmp_path)
+
+
+def test_a_finished_run_started_again_stays_as_it_is(data: Path, two_tower: Path) -> None:
+    before = checkpoint.newest(two_tower)
+    stdout = train(data, two_tower, f"run.epochs={EPOCHS}")
+    assert checkpoint.newest(two_tower) == before
+    assert "best checkpoint" in stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "overrides", "message"),
+    [
+        ("trainer.train", ["data.dir=missing", "run.dir=r"], "data.dir=missing: expected a folder written by"),
+        ("trainer.train", ["data.dir={data}", "run.dir=r", "data.global_batch_size=1600000"],
+         "data.global_batch_size=1600000: expected at most the"),
+        ("trainer.train", ["data.dir={data}", "run.dir={run}", "model.embedding_dim=32", *SMALL],
+         "model.embedding_dim=64 (now 32)"),
+        ("trainer.train", ["data.dir={data}", "run.dir={data}"], "run.dir={data}: expected a new or empty folder"),
+        ("trainer.evaluate", ["run.dir=missing"], "run.dir=missing: expected a folder written by trainer.train"),
+        ("trainer.export", ["run.dir={run}", "run.checkpoint=step-000000001"], "expected a checkpoint in"),
+        ("trainer.prepare", ["data=movielens", "data.source={data}", "data.dir={run}/x"], "data.source="),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_no_traceback(
+    data: Path, two_tower: Path, tmp_path: Path, module: str, overrides: list[str], message: str
+) -> None:
+    filled = [override.format(data=data, run=two_tower) for override in overrides]
+    result = run(module, *filled)
+    assert result.returncode == 2, result.stderr
+    assert message.format(data=data, run=two_tower) in result.stderr
+    assert "Remedy: " in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_run_of_other_features_is_refused(data: Path, two_tower: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    succeed("trainer.prepare", "data=generated", f"data.dir={other}", "data.users=2500", "data.items=2000",
+            "~data.features.segment")  # fmt: skip
+    assert read_schema(other) != read_schema(data)
+    for module, overrides in (
+        ("trainer.train", [f"data.dir={other}", f"run.dir={two_tower}", *SMALL, f"run.epochs={EPOCHS}"]),
+        ("trainer.evaluate", [f"run.dir={two_tower}", f"run.data_dir={other}"]),
+    ):
+        result = run(module, *overrides)
+        assert result.returncode == 2
+        assert "features.segment.num_embeddings was 9, is absent" in result.stderr
+
+
+def test_a_wrong_start_under_torchrun_ends_with_the_message(tmp_path: Path) -> None:
+    result = run("trainer.train", f"data.dir={tmp_path}/none", f"run.dir={tmp_path}/run", ranks=2)
+    assert result.returncode != 0
+    assert result.stderr.count("expected a folder written by trainer.prepare") == 1
