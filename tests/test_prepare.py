@@ -408,7 +408,7 @@ def test_everything_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "dropped 1 events that name 1 unknown items, such as 99" in told
     assert "feature gender: left out, the source has no column gender" in told
     assert "4 events of 1 users that the users lack" in told
-    assert "feature item_id: 3 values with fewer than 2 occurrences share row 0" in told
+    assert "feature item_id: 3 values with fewer than 2 occurrences in training share row 0" in told
     assert "events    3 train, 2 validation, 2 test" in told
 
 

@@ -302,7 +302,7 @@ class ExportConfig:
     export: EmbeddingExportConfig = field(default_factory=EmbeddingExportConfig)
 
 
-# --- from YAML and back ----------------------------------------------------------------------------------------------------------
+# --- from YAML and back ----------------------------------------------------------------------------------------------
 
 Config = TypeVar("Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig)
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -20,6 +21,16 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _end_with(str(error))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in ("torchrec", "fbgemm_gpu"):
+            raise
+        _end_with(f"{missing} is not installed. Remedy: on a GPU machine pip install 'two-tower-trainer[gpu]'; on "
+                  "CPU pip install --no-deps torchrec==1.8.0, then pip install 'two-tower-trainer[cpu]'.")  # fmt: skip
+
+
+def _end_with(message: str) -> NoReturn:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -39,16 +39,6 @@ class RetrievalBatch:
             self.candidate_log_q.to(device, non_blocking=non_blocking),
         )
 
-    def pin_memory(self) -> "RetrievalBatch":
-        """The batch in page-locked memory, from which copies to a GPU do not wait."""
-        return RetrievalBatch(
-            self.sparse_features.pin_memory(),
-            None if self.query_dense is None else self.query_dense.pin_memory(),
-            None if self.candidate_dense is None else self.candidate_dense.pin_memory(),
-            self.candidate_row.pin_memory(),
-            self.candidate_log_q.pin_memory(),
-        )
-
 
 @dataclass
 class QueryBatch:

@@ -1,11 +1,11 @@
 """The reader: Parquet row groups to batches, in the order that order.py lays down."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainer.data.assembly import DROPPED, BatchAssembler
@@ -57,20 +57,16 @@ class EventFiles:
         Raises:
             UserError: a value is negative or too large.
         """
-        for path, group in self._groups:
+        for path in dict.fromkeys(path for path, _ in self._groups):
             file = _open(path, None)
-            row_group = file.metadata.row_group(group)
-            for leaf in (row_group.column(index) for index in range(row_group.num_columns)):
-                name = leaf.path_in_schema.split(".")[0]
-                if name not in limits or leaf.num_values == 0:
-                    continue
-                low, high = _bounds(file, group, name, leaf.statistics)
-                if low < 0 or high >= limits[name]:
-                    raise UserError(
-                        f"{path} row group {group} column {name}", high if low >= 0 else low,
-                        f"row numbers from 0 to {limits[name] - 1}, the last of its table",
-                        "prepare the data anew; events, vocabulary and catalogue must come from one run of prepare",
-                    )  # fmt: skip
+            for group in range(file.metadata.num_row_groups):
+                for name, low, high in _bounds(file, group, limits.keys()):
+                    if low < 0 or high >= limits[name]:
+                        raise UserError(
+                            f"{path} row group {group} column {name}", high if low >= 0 else low,
+                            f"row numbers from 0 to {limits[name] - 1}, the last of its table",
+                            "prepare the data anew; events, vocabulary and catalogue must come from one prepare",
+                        )  # fmt: skip
 
     def read(self, row_group: int) -> pa.Table:
         """One row group, counted over all files."""
@@ -197,13 +193,19 @@ def index_limits(schema: Schema) -> dict[str, int]:
     return limits
 
 
-def _bounds(file: pq.ParquetFile, group: int, name: str, statistics: pq.Statistics | None) -> tuple[int, int]:
-    if statistics is not None and statistics.has_min_max:
-        return statistics.min, statistics.max
-    column = file.read_row_group(group, columns=[name]).column(name)
-    values = column.combine_chunks().flatten() if pa.types.is_list(column.type) else column
-    bounds = pa.compute.min_max(values).as_py()
-    return bounds["min"] or 0, bounds["max"] or 0
+def _bounds(file: pq.ParquetFile, group: int, names: Collection[str]) -> Iterator[tuple[str, int, int]]:
+    """Smallest and largest value of integer columns (or lists of integers) of a row group."""
+    metadata = file.metadata.row_group(group)
+    for leaf in (metadata.column(index) for index in range(metadata.num_columns)):
+        name, statistics = leaf.path_in_schema.split(".")[0], leaf.statistics
+        if name not in names:
+            continue
+        if statistics is not None and statistics.has_min_max:
+            yield name, statistics.min, statistics.max
+        else:  # written without statistics, or nothing but empty lists
+            column = file.read_row_group(group, columns=[name]).column(name).combine_chunks()
+            bounds = pc.min_max(column.flatten() if pa.types.is_list(column.type) else column).as_py()
+            yield name, bounds["min"] or 0, bounds["max"] or 0
 
 
 def _open(path: Path, columns: Sequence[str] | None) -> pq.ParquetFile:

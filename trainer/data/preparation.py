@@ -133,7 +133,8 @@ def _run(
             table_rows[feature.name] = kept + 1
             if rare:
                 least = feature.config.min_count
-                notes.append(f"feature {feature.name}: {rare} values with fewer than {least} occurrences share row 0")
+                times = "no occurrence" if least == 1 else f"fewer than {least} occurrences"
+                notes.append(f"feature {feature.name}: {rare} values with {times} in training share row 0")
     write_vocabularies(connection, folder / "vocabulary", list(table_rows))
     item_table = next(feature.name for feature in inputs if (feature.side, feature.kind) == ("candidate", "id"))
     encoders = [ColumnEncoder(connection, feature, item_table, table_rows) for feature in inputs]

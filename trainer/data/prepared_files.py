@@ -44,10 +44,11 @@ def write_parts(folder: Path, batches: Iterable[pa.RecordBatch], part_rows: int 
                 writer.close()
                 writer = None
             if writer is None:
-                # Neither a dictionary nor statistics help whoever reads every row, and both cost time.
+                # A dictionary costs time and helps nobody who reads every row; statistics let row numbers be checked
+                # against their tables without reading them.
                 path = folder / f"part-{parts:05d}.parquet"
                 writer = pq.ParquetWriter(path, batch.schema, compression="zstd", compression_level=1,
-                                          use_dictionary=False, write_statistics=False)  # fmt: skip
+                                          use_dictionary=False)  # fmt: skip
                 parts, in_part = parts + 1, 0
             writer.write_batch(batch, row_group_size=len(batch))
             total, in_part = total + len(batch), in_part + len(batch)
