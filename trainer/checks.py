@@ -36,6 +36,9 @@ def check_train_config(config: TrainConfig) -> None:
         "run.log_every": config.run.log_every,
     }.items():
         require_positive(name, value)
+    if config.run.validate_every > config.run.epochs:
+        expected = f"at most run.epochs={config.run.epochs}: the best checkpoint is chosen by validation"
+        raise UserError("run.validate_every", config.run.validate_every, expected, "lower run.validate_every")
     if not 0 <= config.model.id_dropout < 1:
         raise UserError("model.id_dropout", config.model.id_dropout, "a share in [0, 1)", "set model.id_dropout=0.1")
     require_one_of("optimizer.embedding", config.optimizer.embedding, ("rowwise_adagrad", "sgd"))

@@ -35,7 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     # after the config is known to be sound: these imports take seconds
     from tqdm.auto import tqdm
 
-    from trainer.data.events import EventFiles, HeldOutReader
+    from trainer.data.events import EventFiles, HeldOutReader, index_limits
     from trainer.data.shares import share_of_rank, steps_of_all
     from trainer.runtime import run_directory
     from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
@@ -48,6 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     run = open_run(config.run)
     split, batch_size = config.evaluate.split, config.evaluate.batch_size
     files = EventFiles(run.data_dir, split)
+    files.check_indices(index_limits(run.schema))
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
     steps = steps_of_all(files.num_rows, batch_size, processes.world_size)
     reader = HeldOutReader(files, run.assembler, batch_size, share, steps)

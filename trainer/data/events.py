@@ -12,7 +12,7 @@ from trainer.data.assembly import DROPPED, BatchAssembler
 from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.order import EpochOrder, Piece, streams_of_rank
 from trainer.data.prefetch import Prefetch
-from trainer.data.schema import ITEM_ROW, Schema
+from trainer.data.schema import ITEM_ROW, SEEN, Schema
 from trainer.errors import UserError
 
 
@@ -186,7 +186,7 @@ class HeldOutReader:
 
 def index_limits(schema: Schema) -> dict[str, int]:
     """Columns of the events that hold row numbers, and what these must stay below."""
-    limits = {ITEM_ROW: schema.num_items}
+    limits = {ITEM_ROW: schema.num_items, SEEN: schema.num_items}
     for feature in schema.side("query"):
         if feature.is_sparse:
             limits[feature.name] = schema.num_items if feature.kind == "history" else feature.num_embeddings

@@ -88,8 +88,9 @@ def _build(
     files = EventFiles(data_dir, "train", assembler.event_columns)
     order = EpochOrder(files.row_group_sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
     reader = TrainingReader(files, assembler, order, config.model.id_dropout, rank, world_size)
-    files.check_indices(index_limits(schema))
     held_out, batch_size = EventFiles(data_dir, "validation"), config.run.validation_batch_size
+    for split in (files, held_out):
+        split.check_indices(index_limits(schema))
     validation = HeldOutReader(
         held_out, assembler, batch_size,
         share_of_rank(held_out.num_rows, rank, world_size), steps_of_all(held_out.num_rows, batch_size, world_size),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trainer.config import ExportConfig
-from trainer.data.events import EventFiles, HeldOutReader
+from trainer.data.events import EventFiles, HeldOutReader, index_limits
 from trainer.data.schema import ITEM_ROW, RAW_USER_ID
 from trainer.data.shares import steps_of_all
 from trainer.runtime.embedding import embed_items
@@ -67,6 +67,7 @@ class QueryShards:
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
         self._run, self._batch_size = run, config.export.batch_size
         self._files = EventFiles(run.data_dir, config.export.split)
+        self._files.check_indices(index_limits(run.schema))
         self._identities = EventFiles(run.data_dir, config.export.split, [RAW_USER_ID, ITEM_ROW])
         self.num_rows = self._files.num_rows
 
