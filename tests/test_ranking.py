@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -5,6 +7,7 @@ from torch import Tensor
 from tests.ranks import RankPool
 from trainer.data.batch import QueryBatch
 from trainer.data.shares import share_of_rank
+from trainer.runtime import ranking
 from trainer.runtime.processes import Processes
 from trainer.runtime.ranking import CatalogRanker
 
@@ -20,6 +23,11 @@ def scene(world_size: int) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
     seen = [torch.randint(ITEMS, (int(n),), generator=generator).tolist() for n in torch.randint(0, 9, (len(queries),))]
     seen[0] = [int(targets[0]), *seen[0]]
     return items, queries, targets, seen
+
+
+def ranked_one_query_at_a_time(processes: Processes, *arguments: Any) -> tuple[Tensor, Tensor]:
+    ranking.SCORES_AT_ONCE = 1
+    return ranked(processes, *arguments)
 
 
 def ranked(
@@ -45,6 +53,13 @@ def test_ranks_by_brute_force_ties_against_the_target(ranks: RankPool, world_siz
         scores = (items @ query).tolist()
         others = [item for item in range(ITEMS) if item != target and item not in left_out]
         expected.append(1 + sum(scores[item] >= scores[target] for item in others))
-    for rank_Q, row_Q in ranks.run(world_size, ranked, items, queries, targets, seen):
-        assert rank_Q.tolist() == expected
-        assert row_Q.tolist() == [*range(len(queries) - 1), -1]
+    for function in (ranked, ranked_one_query_at_a_time):
+        for rank_Q, row_Q in ranks.run(world_size, function, items, queries, targets, seen):
+            assert rank_Q.tolist() == expected
+            assert row_Q.tolist() == [*range(len(queries) - 1), -1]
+
+
+def test_a_diverged_model_ranks_last(ranks: RankPool) -> None:
+    items, queries, targets, seen = scene(2)
+    for rank_Q, _ in ranks.run(2, ranked, items, queries * torch.nan, targets, seen):
+        assert rank_Q.tolist() == [ITEMS] * len(queries)

@@ -47,8 +47,7 @@ class Catalog:
                         "prepare the data anew; catalogue and vocabulary must come from one run of prepare",
                     )  # fmt: skip
 
-        with np.errstate(divide="ignore"):  # the log of an item without events is -inf
-            self._log_q = np.log(self.train_counts() / max(1, schema.num_events["train"])).astype(np.float32)
+        self._num_events = schema.num_events["train"]
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -63,7 +62,8 @@ class Catalog:
 
     def log_q(self, rows: np.ndarray) -> np.ndarray:
         """float32 [rows]: log of each item's share of the training events."""
-        return self._log_q[rows]
+        with np.errstate(divide="ignore"):  # the log of an item without events is -inf
+            return np.log(self.train_counts()[rows] / self._num_events).astype(np.float32)
 
     def dense(self, feature: Feature, rows: np.ndarray) -> np.ndarray:
         """float32 [rows, dim] of a numeric or vector."""

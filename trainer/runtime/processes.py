@@ -41,21 +41,27 @@ def find_processes(accelerator: str, threads: int | None) -> Processes:
         threads: of this process on the CPU; None shares the machine's cores out over its processes.
 
     Raises:
-        UserError: a GPU is asked for and there is none for this process.
+        UserError: a GPU is asked for and there is none for this process, or srun started several that would not know
+            of one another.
     """
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise UserError(
+            "srun", f"{os.environ['SLURM_STEP_NUM_TASKS']} tasks", "torchrun in every task, which joins them together",
+            "start the job with launch/slurm.sbatch",
+        )  # fmt: skip
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count()
-    if accelerator == "gpu" and local_world_size > gpus:
+    if accelerator == "cpu" or (accelerator == "auto" and gpus == 0):
+        device = torch.device("cpu")
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world_size))
+    elif local_world_size <= gpus:
+        device = torch.device("cuda", local_rank)
+    else:
         raise UserError(
             "run.accelerator", accelerator, f"{local_world_size} GPUs on this machine, not {gpus}",
             "start as many processes as there are GPUs, or set run.accelerator=cpu",
         )  # fmt: skip
-    if accelerator == "gpu" or (accelerator == "auto" and gpus >= local_world_size):
-        device = torch.device("cuda", local_rank)
-    else:
-        device = torch.device("cpu")
-        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world_size))
     return Processes(rank, local_rank, world_size, local_world_size, device)
 
 

@@ -7,14 +7,18 @@ from torch import Tensor
 from trainer.data.batch import QueryBatch
 from trainer.runtime.gather import gather
 
-# B queries on this rank, Q queries of all ranks, M items on this rank, D embedding dim
+# B queries on this rank, Q queries of all ranks, C of them scored at a time, M items on this rank, D embedding dim
+
+SCORES_AT_ONCE = 1 << 26
+"""Scores that a process holds in memory: 256 MB in float32."""
 
 
 class CatalogRanker:
     """Scores queries against this rank's stretch of the catalogue and adds up the counts of all ranks.
 
-    A target's rank is 1 + the number of items with at least its score, leaving out the items the user has already
-    seen; the target itself is never left out. So ties count against the target.
+    A target's rank is 1 + the number of items that do not score below it, leaving out the items the user has already
+    seen; the target itself is never left out. So ties count against the target, and a score that is not a number
+    comes last.
 
     Args:
         item_MD: embeddings of this rank's items.
@@ -23,6 +27,8 @@ class CatalogRanker:
 
     def __init__(self, item_MD: Tensor, first_row: int) -> None:
         self._item_MD, self._first_row = item_MD, first_row
+        most_items = gather(torch.tensor([len(item_MD)], device=item_MD.device)).max()
+        self._queries_at_once = max(1, SCORES_AT_ONCE // int(most_items))  # the same on every process
 
     def ranks(self, query_BD: Tensor, batch: QueryBatch) -> tuple[Tensor, Tensor]:
         """Ranks the targets of all processes' queries, on every process.
@@ -35,27 +41,37 @@ class CatalogRanker:
             int64 [Q] ranks from 1, and int64 [Q] row numbers in the split (-1: a row that only filled a batch).
         """
         query_QD, target_Q, row_Q = gather(query_BD), gather(batch.target_row), gather(batch.row)
-        score_QM = query_QD @ self._item_MD.T
-        column_Q = target_Q - self._first_row
-        query_here = torch.nonzero((column_Q >= 0) & (column_Q < len(self._item_MD)))[:, 0]
-        column_here = column_Q[query_here]
+        seen_Q = _gather_ragged(batch.seen_rows).split(gather(batch.seen_lengths).tolist())
+        at_once = self._queries_at_once
+        rank_Q = [
+            self._count(query_CD, target_C, seen_Q[start : start + len(target_C)])
+            for start, query_CD, target_C in zip(
+                range(0, len(target_Q), at_once), query_QD.split(at_once), target_Q.split(at_once), strict=True
+            )
+        ]
+        return torch.cat(rank_Q), row_Q
 
-        target_score_Q = score_QM.new_full((len(target_Q),), float("-inf"))
-        target_score_Q[query_here] = score_QM[query_here, column_here]
-        dist.all_reduce(target_score_Q, dist.ReduceOp.MAX)
+    def _count(self, query_CD: Tensor, target_C: Tensor, seen_C: tuple[Tensor, ...]) -> Tensor:
+        score_CM = query_CD @ self._item_MD.T
+        query, column = self._here(torch.arange(len(target_C), device=target_C.device), target_C)
+        # from the same product as the scores it is compared with, so that equal items tie exactly
+        target_score_C = score_CM.new_full((len(target_C),), float("-inf"))
+        target_score_C[query] = score_CM[query, column]
+        dist.all_reduce(target_score_C, dist.ReduceOp.MAX)
 
-        self._leave_out_seen(score_QM, batch)
-        score_QM[query_here, column_here] = target_score_Q[query_here]
-        count_Q = (score_QM >= target_score_Q[:, None]).sum(dim=1)
-        dist.all_reduce(count_Q)
-        return count_Q, row_Q
+        lengths_C = torch.tensor([len(rows) for rows in seen_C], device=target_C.device)
+        seen_query = torch.repeat_interleave(torch.arange(len(seen_C), device=target_C.device), lengths_C)
+        score_CM[self._here(seen_query, torch.cat(seen_C))] = float("-inf")
+        score_CM[query, column] = target_score_C[query]
+        count_C = (~(score_CM < target_score_C[:, None])).sum(dim=1)
+        dist.all_reduce(count_C)
+        return count_C
 
-    def _leave_out_seen(self, score_QM: Tensor, batch: QueryBatch) -> None:
-        lengths_Q, seen = gather(batch.seen_lengths), _gather_ragged(batch.seen_rows)
-        query = torch.repeat_interleave(torch.arange(len(lengths_Q), device=seen.device), lengths_Q)
-        column = seen - self._first_row
+    def _here(self, query: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the (query, catalogue row) pairs whose row is on this process, as positions in the scores."""
+        column = row - self._first_row
         here = (column >= 0) & (column < len(self._item_MD))
-        score_QM[query[here], column[here]] = float("-inf")
+        return query[here], column[here]
 
 
 def _gather_ragged(local: Tensor) -> Tensor:

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from trainer.errors import UserError
+from trainer.runtime.processes import Processes, find_processes
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Calls of torch.set_num_threads, which other tests must not feel."""
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    return calls
+
+
+def test_a_process_without_torchrun_is_alone(threads: list[int]) -> None:
+    assert find_processes("cpu", 3) == Processes(0, 0, 1, 1, torch.device("cpu"))
+    assert threads == [3]
+
+
+def test_torchrun_says_which_process_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    processes = find_processes("cpu", None)
+    assert processes == Processes(5, 1, 8, 4, torch.device("cpu"))
+    assert (processes.num_nodes, processes.is_first) == (2, False)
+
+
+def test_gpus_are_taken_where_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert find_processes("auto", None).device == find_processes("gpu", None).device == torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for accelerator in ("auto", "gpu"):
+        with pytest.raises(UserError, match=f"run.accelerator={accelerator}: expected 4 GPUs on this machine, not 2"):
+            find_processes(accelerator, None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert find_processes("auto", None).device == torch.device("cpu")
+
+
+def test_srun_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match="srun=4 tasks: .*launch/slurm.sbatch"):
+        find_processes("cpu", None)
