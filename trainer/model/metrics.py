@@ -15,7 +15,7 @@ def recall_at_k(rank_Q: Tensor, k: int) -> Tensor:
 
 def ndcg_at_k(rank_Q: Tensor, k: int) -> Tensor:
     """1 / log2(1 + rank) where the target is among the first k, else 0 (the ideal gain is 1). [Q] -> float64 [Q]."""
-    return recall_at_k(rank_Q, k) / torch.log2(rank_Q + 1.0)
+    return recall_at_k(rank_Q, k) / torch.log2(rank_Q.double() + 1)
 
 
 def mrr_at_k(rank_Q: Tensor, k: int) -> Tensor:
