@@ -19,17 +19,6 @@ for model in two_tower matrix_factorization; do
 done
 step torchrun --nproc-per-node 2 -m trainer.export run.dir=demo/two_tower
 
-python - <<'PYTHON'
-import json
-
-runs = {name: json.load(open(f"demo/{name}/metrics.json")) for name in ("two_tower", "matrix_factorization")}
-names = ("recall@10", "recall@100", "ndcg@10")
-print(f"\n{'on the same test rows':<24}" + "".join(f"{name:>12}" for name in names))
-for label, run, prefix in (
-    ("two-tower", "two_tower", "test/"),
-    ("matrix factorisation", "matrix_factorization", "test/"),
-    ("popularity", "two_tower", "test/popularity/"),
-):
-    print(f"{label:<24}" + "".join(f"{runs[run][prefix + name]:>12.4f}" for name in names))
-print("\nitem embeddings: demo/two_tower/item_embeddings/part-*.parquet")
-PYTHON
+echo
+python benchmarks/compare.py demo/two_tower demo/matrix_factorization
+printf '\nitem embeddings: demo/two_tower/item_embeddings/part-*.parquet\n'
