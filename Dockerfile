@@ -55,6 +55,6 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 USER 10001:10001
-# tini passes signals on, as process 1 must, so that a preempted run is told in time.
+# tini passes signals on, as process 1 must, so that a pod that is told to stop does.
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "-m", "trainer.train", "--help"]

@@ -89,6 +89,11 @@ def test_a_missing_value_is_named_with_its_remedy() -> None:
      ("run.validate_every=11", "run.validate_every=11.0: expected at most run.epochs=10"),
      ("model.temperature=0", "model.temperature=0"),
      ("optimizer.embedding=adam", "optimizer.embedding=adam: expected one of rowwise_adagrad, sgd"),
+     ("optimizer.warmup_steps=-1", "optimizer.warmup_steps=-1: expected 0 or more"),
+     ("run.threads=0", "run.threads=0: expected 1 or more"),
+     ("model.embedding_dim=30", "model.embedding_dim=30: expected a multiple of 4.*set model.embedding_dim=28"),
+     ("+model.table_dims.user_id=0", "model.table_dims.user_id=0: expected a multiple of 4"),
+     ("model.query.hidden=[0]", r"model.query.hidden=\[0\]: expected widths from 1"),
      ("sharding.ids=diagonal", "sharding.ids=diagonal: expected one of row_wise"),
      ("+sharding.tables.item_id=x", "sharding.tables.item_id=x"),
      ("run.monitor=val/auc", "run.monitor=val/auc: expected one of val/recall@k"),
@@ -111,7 +116,25 @@ def test_evaluate_and_export_values_are_checked() -> None:
 def test_batch_streams_and_ranks_must_divide_one_another() -> None:
     data = TrainConfig().data
     data.global_batch_size, data.streams = 100, 16
-    with pytest.raises(UserError, match="data.streams=16: expected a multiple of the 3 ranks.*set data.streams=15"):
+    with pytest.raises(
+        UserError,
+        match="data.streams=16: .* the 3 ranks.*set data.streams=15 data.global_batch_size=105",
+    ):
         check_batch_size(data, 3)
-    with pytest.raises(UserError, match="data.global_batch_size=100.*set data.global_batch_size=112"):
+    with pytest.raises(UserError, match="data.global_batch_size=100.*set data.streams=16 data.global_batch_size=112"):
         check_batch_size(data, 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "override"),
+    [
+        ("train", "+data.batch_size=3"),
+        ("train", "+run.epoch=3"),
+        ("prepare", "+data.batch=3"),
+        ("export", "+k=2"),
+    ],
+)
+def test_a_key_added_with_a_plus_is_refused_too(command: str, override: str) -> None:
+    extra = ["data=movielens"] if command == "prepare" else []
+    with pytest.raises((UserError, ConfigCompositionException), match=override[1:].split("=")[0].split(".")[-1]):
+        typed(compose(command, [*extra, *REQUIRED[command], override]), KINDS[command])

@@ -15,7 +15,12 @@ from tests.commands import command, environment, run, succeed
 from trainer.data.schema import SEEN, read_schema
 from trainer.runtime import checkpoint
 
-SMALL = ("data.global_batch_size=256", "run.validation_batch_size=256", "run.monitor=val/recall@10", "run.log_every=5")
+SMALL = (
+    "data.global_batch_size=256",
+    "run.validation_batch_size_per_rank=256",
+    "run.monitor=val/recall@10",
+    "run.log_every=5",
+)
 EPOCHS = 4
 
 
@@ -58,7 +63,7 @@ def test_the_planted_structure_is_learned(data: Path, two_tower: Path, tmp_path:
     succeed("trainer.evaluate", f"run.dir={tmp_path / 'ids'}", ranks=2)
     features, ids = metrics(two_tower), metrics(tmp_path / "ids")
     assert features["test/recall@10"] > 0.21
-    assert ids["test/recall@10"] < 0.20
+    assert features["test/recall@10"] > 1.2 * ids["test/recall@10"]
     assert features["test/popularity/recall@10"] == ids["test/popularity/recall@10"] < 0.05
 
 
@@ -122,6 +127,24 @@ def tables_of(run_dir: Path, tmp_path: Path) -> dict[str, bytes]:
     return result
 
 
+def kill_all_that_name(run_dir: Path) -> None:
+    """SIGKILL to torchrun and, since it starts them in sessions of their own, to its workers."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command_line = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended meanwhile
+        if f"run.dir={run_dir}".encode() in command_line:
+            os.kill(int(entry.name), signal.SIGKILL)
+
+
+def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while checkpoint.newest(run_dir) is None:
+        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
+        time.sleep(0.05)
+
+
 def test_a_killed_run_resumes_with_the_same_command_and_ends_as_the_uninterrupted_one(
     data: Path, tmp_path: Path
 ) -> None:
@@ -129,14 +152,11 @@ def test_a_killed_run_resumes_with_the_same_command_and_ends_as_the_uninterrupte
     train(data, tmp_path / "whole", *often)
     arguments = (f"data.dir={data}", f"run.dir={tmp_path / 'killed'}", *SMALL, *often)
     process = subprocess.Popen(
-        command("trainer.train", *arguments, ranks=2), env=environment(), start_new_session=True,
+        command("trainer.train", *arguments, ranks=2), env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while checkpoint.newest(tmp_path / "killed") is None:
-        assert process.poll() is None and time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    wait_for_checkpoint(tmp_path / "killed", process)
+    kill_all_that_name(tmp_path / "killed")
     process.wait()
     reached = checkpoint.newest(tmp_path / "killed")
     assert reached is not None
@@ -145,6 +165,46 @@ def test_a_killed_run_resumes_with_the_same_command_and_ends_as_the_uninterrupte
     succeed("trainer.train", *arguments, ranks=2)
     assert checkpoint.newest(tmp_path / "killed").name == checkpoint.newest(tmp_path / "whole").name
     assert tables_of(tmp_path / "killed", tmp_path) == tables_of(tmp_path / "whole", tmp_path)
+
+
+def test_one_rank_trains_as_two_do_and_goes_on_with_what_two_left(data: Path, tmp_path: Path) -> None:
+    """The whole job through Lightning: embeddings agree to 1e-3, where those of another seed are far away."""
+    for name, ranks in (("one", [1, 1]), ("two", [2, 2]), ("changed", [2, 1])):
+        for epochs, number in enumerate(ranks, start=1):
+            train(data, tmp_path / name, f"run.epochs={epochs}", ranks=number)
+    train(data, tmp_path / "other", "run.epochs=2", "run.seed=1")
+    vectors = {name: item_vectors_of(tmp_path / name) for name in ("one", "two", "changed", "other")}
+    for name in ("one", "changed"):
+        np.testing.assert_allclose(vectors[name], vectors["two"], atol=1e-3)
+    assert np.abs(vectors["other"] - vectors["two"]).max() > 0.1
+
+
+def item_vectors_of(run_dir: Path) -> np.ndarray:
+    succeed("trainer.export", f"run.dir={run_dir}", "run.checkpoint=last")
+    table = pq.read_table(run_dir / "item_embeddings" / "part-00000.parquet")
+    return np.stack(table["embedding"].to_numpy())
+
+
+def test_sigterm_ends_a_run_with_a_status_that_is_no_success(data: Path, tmp_path: Path) -> None:
+    arguments = (f"data.dir={data}", f"run.dir={tmp_path / 'run'}", *SMALL, "run.validate_every=0.1")
+    process = subprocess.Popen(
+        command("trainer.train", *arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for_checkpoint(tmp_path / "run", process)
+    process.terminate()
+    assert process.wait(timeout=60) == -signal.SIGTERM
+    assert checkpoint.find(tmp_path / "run", "last").is_dir()
+
+
+def test_patience_ends_a_run_and_more_patience_goes_on(data: Path, tmp_path: Path) -> None:
+    impatient = ("run.epochs=2", "run.validate_every=0.1", "run.patience=1", "optimizer.embedding_learning_rate=1e-9",
+                 "optimizer.dense_learning_rate=1e-9")  # fmt: skip
+    train(data, tmp_path / "run", *impatient)
+    stopped = checkpoint.newest(tmp_path / "run")
+    train(data, tmp_path / "run", *impatient)
+    assert checkpoint.newest(tmp_path / "run") == stopped
+    train(data, tmp_path / "run", *impatient, "run.patience=3")
+    assert checkpoint.newest(tmp_path / "run").name > stopped.name
 
 
 def test_a_finished_run_started_again_stays_as_it_is(data: Path, two_tower: Path) -> None:
@@ -162,6 +222,8 @@ def test_a_finished_run_started_again_stays_as_it_is(data: Path, two_tower: Path
          "data.global_batch_size=1600000: expected at most the"),
         ("trainer.train", ["data.dir={data}", "run.dir={run}", "model.embedding_dim=32", *SMALL],
          "model.embedding_dim=64 (now 32)"),
+        ("trainer.train", ["data.dir={data}", "run.dir={run}", "run.monitor=val/ndcg@10", *SMALL[:2]],
+         "run.monitor=val/recall@10 (now val/ndcg@10)"),
         ("trainer.train", ["data.dir={data}", "run.dir={data}"], "run.dir={data}: expected a new or empty folder"),
         ("trainer.evaluate", ["run.dir=missing"], "run.dir=missing: expected a folder written by trainer.train"),
         ("trainer.export", ["run.dir={run}", "run.checkpoint=step-000000001"], "expected a checkpoint in"),

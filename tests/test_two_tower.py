@@ -113,6 +113,22 @@ def test_a_tower_without_features_is_refused() -> None:
         Tower("query", [], {}, TowerConfig(features=[]), 8, True)
 
 
+def test_features_that_share_a_table_must_agree_on_its_size() -> None:
+    smaller = tuple(replace(f, num_embeddings=9) if f.name == "history" else f for f in FEATURES)
+    with pytest.raises(UserError, match="num_embeddings of table item_id=.*'history': 9, 'item_id': 41"):
+        TwoTower(smaller, ModelConfig())
+
+
+def test_a_width_for_a_table_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="model.table_dims=itm_id: expected one of the tables"):
+        TwoTower(FEATURES, ModelConfig(table_dims={"itm_id": 32}))
+
+
+def test_a_model_without_any_looked_up_feature_is_refused() -> None:
+    with pytest.raises(UserError, match="expected an id or a categorical in either tower"):
+        TwoTower(SCHEMA.select(["age"], ["price"]), ModelConfig())
+
+
 def test_an_unknown_feature_is_named_beside_those_there_are() -> None:
     with pytest.raises(UserError, match=r"model.query.features=.*'hour', 'history'\].*leave country out"):
         SCHEMA.select(["user_id", "country"], None)

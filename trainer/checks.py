@@ -1,6 +1,6 @@
 """Checks that need nothing but the config, made before data is opened or a process group exists."""
 
-from trainer.config import EvaluateConfig, ExportConfig, TrainConfig, TrainDataConfig
+from trainer.config import EvaluateConfig, ExportConfig, ModelConfig, TrainConfig, TrainDataConfig
 from trainer.errors import UserError
 
 
@@ -25,17 +25,25 @@ def check_train_config(config: TrainConfig) -> None:
     for name, value in {
         "data.global_batch_size": config.data.global_batch_size,
         "data.streams": config.data.streams,
-        "model.embedding_dim": config.model.embedding_dim,
         "model.temperature": config.model.temperature,
         "optimizer.embedding_learning_rate": config.optimizer.embedding_learning_rate,
         "optimizer.dense_learning_rate": config.optimizer.dense_learning_rate,
         "run.epochs": config.run.epochs,
         "run.validate_every": config.run.validate_every,
-        "run.validation_batch_size": config.run.validation_batch_size,
+        "run.validation_batch_size_per_rank": config.run.validation_batch_size_per_rank,
         "run.patience": config.run.patience,
         "run.log_every": config.run.log_every,
     }.items():
         require_positive(name, value)
+    for name, value in {
+        "run.seed": config.run.seed,
+        "optimizer.warmup_steps": config.optimizer.warmup_steps,
+        "optimizer.embedding_init_std": config.optimizer.embedding_init_std,
+    }.items():
+        if value < 0:
+            raise UserError(name, value, "0 or more", f"set {name}=0")
+    _check_model(config.model)
+    check_threads(config.run.threads)
     if config.run.validate_every > config.run.epochs:
         expected = f"at most run.epochs={config.run.epochs}: the best checkpoint is chosen by validation"
         raise UserError("run.validate_every", config.run.validate_every, expected, "lower run.validate_every")
@@ -52,7 +60,25 @@ def check_train_config(config: TrainConfig) -> None:
     chosen |= {f"tables.{table}": kind for table, kind in sharding.tables.items()}
     for name, kind in chosen.items():
         if kind is not None:
-            require_one_of(f"sharding.{name}", kind, ("row_wise", "table_wise", "column_wise"))
+            require_one_of(f"sharding.{name}", kind, ("row_wise", "table_wise"))
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises a UserError for a number of threads below 1."""
+    if threads is not None and threads < 1:
+        raise UserError("run.threads", threads, "1 or more, or null for an even share", "set run.threads=null")
+
+
+def _check_model(config: ModelConfig) -> None:
+    dims = {"model.embedding_dim": config.embedding_dim, "model.categorical_dim": config.categorical_dim}
+    dims |= {f"model.table_dims.{table}": dim for table, dim in config.table_dims.items()}
+    for name, dim in dims.items():
+        if dim < 1 or dim % 4:
+            expected = "a multiple of 4, which the kernels ask for"
+            raise UserError(name, dim, expected, f"set {name}={max(4, dim // 4 * 4)}")
+    for side, tower in (("query", config.query), ("candidate", config.candidate)):
+        if any(width < 1 for width in tower.hidden or []):
+            raise UserError(f"model.{side}.hidden", tower.hidden, "widths from 1", f"set model.{side}.hidden=[256]")
 
 
 def check_batch_size(config: TrainDataConfig, world_size: int) -> int:
@@ -62,13 +88,12 @@ def check_batch_size(config: TrainDataConfig, world_size: int) -> int:
         UserError: the batch, the streams and the ranks do not divide one another.
     """
     streams, batch = config.streams, config.global_batch_size
-    if streams % world_size:
+    if streams % world_size or batch % streams:
         fitting = world_size * max(1, round(streams / world_size))
-        raise UserError("data.streams", streams, f"a multiple of the {world_size} ranks", f"set data.streams={fitting}")
-    if batch % streams:
-        fitting = -(-batch // streams) * streams
-        expected = f"a multiple of data.streams={streams}"
-        raise UserError("data.global_batch_size", batch, expected, f"set data.global_batch_size={fitting}")
+        remedy = f"set data.streams={fitting} data.global_batch_size={-(-batch // fitting) * fitting}"
+        if streams % world_size:
+            raise UserError("data.streams", streams, f"a multiple of the {world_size} ranks", remedy)
+        raise UserError("data.global_batch_size", batch, f"a multiple of data.streams={streams}", remedy)
     return config.global_batch_size // world_size
 
 
@@ -78,9 +103,10 @@ def check_evaluate_config(config: EvaluateConfig) -> None:
     Raises:
         UserError: a value is out of range.
     """
+    check_threads(config.run.threads)
     require_one_of("evaluate.split", config.evaluate.split, ("test", "validation"))
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
-    require_positive("evaluate.batch_size", config.evaluate.batch_size)
+    require_positive("evaluate.batch_size_per_rank", config.evaluate.batch_size_per_rank)
     if not config.evaluate.k or min(config.evaluate.k) < 1:
         raise UserError("evaluate.k", config.evaluate.k, "cut-offs from 1", "set evaluate.k=[10,100]")
 
@@ -91,8 +117,9 @@ def check_export_config(config: ExportConfig) -> None:
     Raises:
         UserError: a value is out of range.
     """
+    check_threads(config.run.threads)
     require_one_of("export.side", config.export.side, ("item", "query"))
     require_one_of("export.split", config.export.split, ("test", "validation"))
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
-    require_positive("export.batch_size", config.export.batch_size)
+    require_positive("export.batch_size_per_rank", config.export.batch_size_per_rank)
     require_positive("export.rows_per_shard", config.export.rows_per_shard)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from trainer.errors import UserError
 
@@ -140,9 +142,9 @@ class TrainDataConfig:
     """Folder written by trainer.prepare."""
     global_batch_size: int = 4096
     """Queries of one optimizer step over all ranks; each rank takes an equal share."""
-    streams: int = 16
-    """Logical streams that fix the order of rows whatever the number of ranks; a multiple of the ranks, and a divisor
-    of global_batch_size."""
+    streams: int = 64
+    """Logical streams that fix the order of rows whatever the number of ranks: a multiple of every number of ranks that
+    the run may go on with, and a divisor of global_batch_size."""
 
 
 @dataclass
@@ -192,7 +194,7 @@ class OptimizerConfig:
     dense_learning_rate: float = 1e-3
     """Of Adam."""
     warmup_steps: int = 100
-    """Steps over which the dense learning rate rises linearly from 0."""
+    """Steps over which the dense learning rate rises linearly to its value."""
 
 
 @dataclass
@@ -200,7 +202,7 @@ class ShardingConfig:
     """What TorchRec's planner may choose from; see its ShardingType."""
 
     ids: str = "row_wise"
-    """Sharding type of the id tables: row_wise, table_wise or column_wise."""
+    """Sharding type of the id tables: row_wise or table_wise."""
     categoricals: str | None = None
     """Of the categoricals' tables; null leaves it to the planner."""
     tables: dict[str, str] = field(default_factory=dict)
@@ -221,7 +223,7 @@ class RunConfig:
     epochs: int = 10
     validate_every: float = 1.0
     """Epochs between validations; each saves a checkpoint."""
-    validation_batch_size: int = 1024
+    validation_batch_size_per_rank: int = 1024
     """Queries a rank scores at a time."""
     monitor: str = "val/recall@100"
     """The metric that decides the best checkpoint and when to stop."""
@@ -269,7 +271,7 @@ class EvaluationConfig:
     """test or validation."""
     k: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50, 100])
     """Cut-offs of recall, NDCG and MRR."""
-    batch_size: int = 1024
+    batch_size_per_rank: int = 1024
     """Queries a rank scores at a time against its share of the catalogue."""
 
 
@@ -290,7 +292,7 @@ class EmbeddingExportConfig:
     split: str = "test"
     """Query side: test or validation."""
     rows_per_shard: int = 100_000
-    batch_size: int = 4096
+    batch_size_per_rank: int = 4096
     """Rows a rank embeds at a time."""
 
 
@@ -328,9 +330,21 @@ def typed(config: DictConfig, kind: type[Config]) -> Config:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(missing[0], "???", "a value", f"add {missing[0]}=... to the command line")
+    _refuse_unknown_keys(config)
     result = OmegaConf.to_object(config)
     assert isinstance(result, kind)
     return result
+
+
+def _refuse_unknown_keys(config: DictConfig) -> None:
+    """An override with a + can add keys that no field stands for."""
+    for node in (config, *(node for node in config.values() if isinstance(node, DictConfig))):
+        kind = OmegaConf.get_type(node)
+        try:
+            OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.to_container(node))
+        except ConfigKeyError as error:
+            expected = f"a field of {getattr(kind, '__name__', kind)}"
+            raise UserError(str(error.full_key), "given", expected, "correct it; --help lists all fields") from None
 
 
 def to_yaml(config: TrainConfig) -> str:
@@ -340,6 +354,10 @@ def to_yaml(config: TrainConfig) -> str:
 
 def from_yaml(path: Path) -> TrainConfig:
     """The config of a run from its file, checked against this version's fields."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        expected = f"a config of this version's trainer.train ({error})"
+        raise UserError("run.dir", path, expected, "use the version that wrote it, or another run") from None
     assert isinstance(config, TrainConfig)
     return config

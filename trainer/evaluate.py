@@ -26,7 +26,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Ranks every held-out item of a split over the whole catalogue, by the model and by popularity.
 
     Returns:
-        Metrics by name, such as `test/recall@10` and `test/popularity/recall@10`; also written to RUN/metrics.json.
+        Metrics by name, such as `test/recall@10` and `test/popularity/recall@10`; also written to RUN/metrics.json, in
+        place of what an earlier evaluation left there.
 
     Raises:
         UserError: before any process group exists, if the run or its data is not as it must be.
@@ -46,16 +47,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)
     run = open_run(config.run)
-    split, batch_size = config.evaluate.split, config.evaluate.batch_size
+    split, batch_size_per_rank = config.evaluate.split, config.evaluate.batch_size_per_rank
     files = EventFiles(run.data_dir, split)
     files.check_indices(index_limits(run.schema))
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
-    steps = steps_of_all(files.num_rows, batch_size, processes.world_size)
-    reader = HeldOutReader(files, run.assembler, batch_size, share, steps)
+    steps = steps_of_all(files.num_rows, batch_size_per_rank, processes.world_size)
+    reader = HeldOutReader(files, run.assembler, batch_size_per_rank, share, steps)
     with joined(processes):
-        model = load_model(run, batch_size, processes)
+        model = load_model(run, batch_size_per_rank, processes)
         evaluations = {
-            "": evaluate_model(model, run.assembler, run.catalog, batch_size, processes),
+            "": evaluate_model(model, run.assembler, run.catalog, batch_size_per_rank, processes),
             "popularity/": evaluate_popularity(run.catalog, processes),
         }
         for batch in tqdm(reader, desc="evaluate", unit="batch", disable=not processes.is_first):

@@ -39,7 +39,7 @@ def export(config: ExportConfig) -> None:
     run = open_run(config.run)
     shards = (ItemShards if config.export.side == "item" else QueryShards)(run, config)
     with joined(processes):
-        model = load_model(run, config.export.batch_size, processes)
+        model = load_model(run, config.export.batch_size_per_rank, processes)
         folder = write_shards(shards, model, run, config, processes)
     if processes.is_first:
         print(

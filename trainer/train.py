@@ -30,7 +30,7 @@ def train(config: TrainConfig) -> dict[str, float]:
         Validation metrics of the best checkpoint.
 
     Raises:
-        UserError: before any process group exists, whatever is wrong with the configuration or the data.
+        UserError: see `fit`.
     """
     check_train_config(config)
     # after the config is known to be sound: these imports take seconds

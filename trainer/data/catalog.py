@@ -37,6 +37,8 @@ class Catalog:
                 f"not {self._table.num_rows} rows with {self._table.column_names}", "prepare the data anew",
             )  # fmt: skip
 
+        if self._table.column(0).num_chunks != 1:
+            raise UserError("data.dir", data_dir, "one record batch in catalog.arrow", "write it as one, unbroken")
         for feature in schema.side("candidate"):
             if feature.is_sparse:
                 column = self._column(feature.name)

@@ -19,7 +19,7 @@ from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import Connection, Source, first_row, open_engine
 from trainer.data.histories import Histories
 from trainer.data.inputs import resolve
-from trainer.data.prepared_files import write_catalog, write_parts, write_vocabularies
+from trainer.data.prepared_files import fingerprint, write_catalog, write_parts, write_vocabularies
 from trainer.data.prepared_rows import catalog_batches, event_batches
 from trainer.data.reading import id_type, read_tables
 from trainer.data.schema import SPLITS, Feature, Schema
@@ -157,6 +157,7 @@ def _run(
         num_events=num_events,
         user_id_type=id_type(connection, "read_events", "user_id"),
         item_id_type=id_type(connection, "catalog", "item_id"),
+        fingerprint=fingerprint(folder),
     )
     (num_users,) = first_row(connection, "SELECT count(*) FROM users")
     return Prepared(schema, num_users, notes)

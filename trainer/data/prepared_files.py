@@ -1,5 +1,6 @@
 """Writing the prepared folder's files: row groups of exactly the size asked for, parts of at most a million rows."""
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.data.engine import Connection
+from trainer.data.schema import RAW_ITEM_ID
 from trainer.data.vocabulary import vocabulary_table
 
 PART_ROWS = 1 << 20
@@ -68,6 +70,23 @@ def write_catalog(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     with pa.ipc.new_file(path, whole.schema) as writer:
         writer.write_batch(whole)
     return len(whole)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over the ids of the catalogue and of every vocabulary, in order of their rows."""
+    digest = hashlib.sha256()
+    with pa.memory_map(str(folder / "catalog.arrow")) as file:
+        _update(digest, RAW_ITEM_ID, pa.ipc.open_file(file).read_all().column(RAW_ITEM_ID))
+    for path in sorted((folder / "vocabulary").glob("*.parquet")):
+        _update(digest, path.stem, pq.read_table(path, columns=["id"]).column("id"))
+    return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", name: str, ids: pa.ChunkedArray) -> None:
+    digest.update(f"{name} {ids.type} {len(ids)}\n".encode())
+    for buffer in pa.concat_arrays(ids.chunks).buffers() if ids.num_chunks else []:
+        if buffer is not None:
+            digest.update(buffer)
 
 
 def write_vocabularies(connection: Connection, folder: Path, features: list[str]) -> None:

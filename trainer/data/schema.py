@@ -77,6 +77,9 @@ class Schema:
     """Rows of each split."""
     user_id_type: Literal["int64", "string"]
     item_id_type: Literal["int64", "string"]
+    fingerprint: str
+    """Digest of which id has which row, in the catalogue and in every vocabulary: data that gives rows to other ids
+    would pass for the same by all else that stands here."""
     version: int = SCHEMA_VERSION
 
     def side(self, side: Side) -> tuple[Feature, ...]:
@@ -103,6 +106,8 @@ class Schema:
                         f"model.{side}.features", names, f"names among {list(available)}",
                         f"leave {name} out, or prepare the data with it",
                     )  # fmt: skip
+                if available[name] in chosen:
+                    raise UserError(f"model.{side}.features", names, "every name once", f"name {name} once")
                 chosen.append(available[name])
         return tuple(chosen)
 
@@ -114,6 +119,8 @@ class Schema:
     def from_json(cls, text: str) -> "Schema":
         """The schema written by `to_json`."""
         fields = json.loads(text)
+        if fields["version"] != SCHEMA_VERSION:
+            raise ValueError(f"it is of version {fields['version']}")
         fields["features"] = tuple(Feature(**feature) for feature in fields["features"])
         return cls(**fields)
 
@@ -128,9 +135,8 @@ def read_schema(data_dir: str | Path) -> Schema:
     remedy = f"python -m trainer.prepare data=... data.dir={data_dir}"
     if not path.is_file():
         raise UserError("data.dir", data_dir, "a folder written by trainer.prepare, with its schema.json", remedy)
-    version = json.loads(path.read_text()).get("version")
-    if version != SCHEMA_VERSION:
-        raise UserError(
-            "data.dir", data_dir, f"schema version {SCHEMA_VERSION}, not {version}", f"prepare it anew: {remedy}"
-        )
-    return Schema.from_json(path.read_text())
+    try:
+        return Schema.from_json(path.read_text())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        expected = f"a schema.json of version {SCHEMA_VERSION} as trainer.prepare writes it ({error})"
+        raise UserError("data.dir", data_dir, expected, f"prepare it anew: {remedy}") from None

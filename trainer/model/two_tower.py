@@ -10,6 +10,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from trainer.config import ModelConfig
 from trainer.data.batch import RetrievalBatch
 from trainer.data.schema import Feature
+from trainer.errors import UserError
 from trainer.model.tower import Tower
 
 # B rows, D embedding dim
@@ -48,23 +49,39 @@ class TwoTower(nn.Module):
 
 
 def _tables(features: Sequence[Feature], config: ModelConfig) -> list[EmbeddingBagConfig]:
+    """One table for all features that share it.
+
+    Raises:
+        UserError: no feature is looked up, or table_dims names a table that none has.
+    """
     by_table: dict[str, list[Feature]] = {}
     for feature in features:
         if feature.is_sparse:
             by_table.setdefault(feature.table, []).append(feature)
+    if not by_table:
+        names = [feature.name for feature in features]
+        raise UserError("model.query.features", names, "an id or a categorical in either tower", "add one")
+    for table, sharing in by_table.items():
+        sizes = {feature.name: feature.num_embeddings for feature in sharing}
+        if len(set(sizes.values())) > 1:
+            expected = "one number for all features that share the table"
+            raise UserError(f"num_embeddings of table {table}", sizes, expected, "prepare the data anew")
+    for table in config.table_dims:
+        if table not in by_table:
+            raise UserError("model.table_dims", table, f"one of the tables {list(by_table)}", "correct or remove it")
     return [
         EmbeddingBagConfig(
             name=table,
-            num_embeddings=users[0].num_embeddings,
-            embedding_dim=config.table_dims.get(table, _default_dim(users, config)),
-            feature_names=[feature.name for feature in users],
+            num_embeddings=sharing[0].num_embeddings,
+            embedding_dim=config.table_dims.get(table, _default_dim(sharing, config)),
+            feature_names=[feature.name for feature in sharing],
             pooling=PoolingType.MEAN,
             # runtime/initialization.py fills the rows, so that they do not depend on how they are sharded
             init_fn=lambda weight: weight,
         )
-        for table, users in by_table.items()
+        for table, sharing in by_table.items()
     ]
 
 
-def _default_dim(users: Sequence[Feature], config: ModelConfig) -> int:
-    return config.categorical_dim if users[0].kind == "categorical" else config.embedding_dim
+def _default_dim(sharing: Sequence[Feature], config: ModelConfig) -> int:
+    return config.categorical_dim if sharing[0].kind == "categorical" else config.embedding_dim

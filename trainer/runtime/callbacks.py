@@ -1,5 +1,6 @@
 """What happens around the steps: figures to watch, when to stop, what to keep."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -85,6 +86,10 @@ class StopEarly(EarlyStopping):
     def __init__(self, monitor: str, mode: str, patience: int) -> None:
         super().__init__(monitor=monitor, mode=mode, patience=patience, check_on_train_epoch_end=False)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the count up again, but keeps the patience that is configured now."""
+        super().load_state_dict(state_dict | {"patience": self.patience})
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stops at once where patience had already run out."""
         if self.wait_count >= self.patience:
@@ -131,5 +136,21 @@ class KeepBestAndLast(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self._folder / checkpoint.name(trainer.global_step))
         self._saved_step = trainer.global_step
+        self.tidy(trainer)
+
+    def tidy(self, trainer: pl.Trainer) -> None:
+        """Notes the best and removes all but it and the last; also what a run killed just before left undone."""
         if trainer.is_global_zero:
             checkpoint.keep(self._folder, self._best, last_step=trainer.global_step)
+
+
+class EndOnSigterm(pl.Callback):
+    """Lets SIGTERM end a process at once, with the exit status of a signal.
+
+    Lightning would leave with status 0 and nothing saved, which reads as success; the checkpoints on disk are whole
+    at every moment, and the same command resumes from the newest.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the system's own handler back in Lightning's place."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

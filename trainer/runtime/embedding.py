@@ -11,21 +11,21 @@ from trainer.data.assembly import BatchAssembler
 
 @torch.no_grad()
 def embed_items(
-    model: nn.Module, assembler: BatchAssembler, rows: range, steps: int, batch_size: int, device: torch.device
+    model: nn.Module, assembler: BatchAssembler, rows: range, steps: int, batch_size_per_rank: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Candidate embeddings of a stretch of the catalogue, float32 [up to batch_size, D] a step.
+    """Candidate embeddings of a stretch of the catalogue, float32 [up to batch_size_per_rank, D] a step.
 
     Args:
         model: sharded TwoTower, in evaluation mode.
         assembler: lays out its inputs.
         rows: catalogue rows of this rank; they may run out before the steps do.
         steps: of every rank.
-        batch_size: of every step; short batches are filled up, so that all have the same shape everywhere.
+        batch_size_per_rank: of every step; short batches are filled up, so that all have the same shape everywhere.
         device: of the model.
     """
-    for start in range(rows.start, rows.start + steps * batch_size, batch_size):
-        here = np.arange(start, max(start, min(start + batch_size, rows.stop)))
-        filled = np.zeros(batch_size, np.int64)
+    for start in range(rows.start, rows.start + steps * batch_size_per_rank, batch_size_per_rank):
+        here = np.arange(start, max(start, min(start + batch_size_per_rank, rows.stop)))
+        filled = np.zeros(batch_size_per_rank, np.int64)
         filled[: len(here)] = here
         _, candidate_BD = model(assembler.candidate_batch(filled).to(device))
         yield candidate_BD[: len(here)]

@@ -42,7 +42,7 @@ class Evaluation:
 
 
 def evaluate_model(
-    model: nn.Module, assembler: BatchAssembler, catalog: Catalog, batch_size: int, processes: Processes
+    model: nn.Module, assembler: BatchAssembler, catalog: Catalog, batch_size_per_rank: int, processes: Processes
 ) -> Evaluation:
     """Evaluation of a sharded TwoTower in evaluation mode; the catalogue is embedded here, once.
 
@@ -50,12 +50,12 @@ def evaluate_model(
         model: the same on every process.
         assembler: lays out its inputs.
         catalog: the items.
-        batch_size: items embedded at a time.
+        batch_size_per_rank: items embedded at a time.
         processes: this process's place.
     """
     rows = share_of_rank(len(catalog), processes.rank, processes.world_size)
-    steps = steps_of_all(len(catalog), batch_size, processes.world_size)
-    item_MD = torch.cat([*embed_items(model, assembler, rows, steps, batch_size, processes.device)])
+    steps = steps_of_all(len(catalog), batch_size_per_rank, processes.world_size)
+    item_MD = torch.cat([*embed_items(model, assembler, rows, steps, batch_size_per_rank, processes.device)])
     return Evaluation(lambda batch: model(batch.batch)[0], item_MD, rows.start)
 
 
@@ -64,4 +64,5 @@ def evaluate_popularity(catalog: Catalog, processes: Processes) -> Evaluation:
     rows = share_of_rank(len(catalog), processes.rank, processes.world_size)
     # float64, since float32 would tie counts above 2^24
     count_M1 = torch.from_numpy(catalog.train_counts()[rows.start : rows.stop, None].astype("float64"))
-    return Evaluation(lambda batch: count_M1.new_ones(len(batch.row), 1), count_M1.to(processes.device), rows.start)
+    count_M1 = count_M1.to(processes.device)
+    return Evaluation(lambda batch: count_M1.new_ones(len(batch.row), 1), count_M1, rows.start)

@@ -17,12 +17,12 @@ from trainer.data.schema import read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.model.two_tower import TwoTower
 from trainer.runtime import checkpoint, run_directory
-from trainer.runtime.callbacks import KeepBestAndLast, StepProgressBar, StopEarly, Throughput
-from trainer.runtime.gather import gather_objects
+from trainer.runtime.callbacks import EndOnSigterm, KeepBestAndLast, StepProgressBar, StopEarly, Throughput
+from trainer.runtime.gather import check_same_on_all_ranks, gather_objects
 from trainer.runtime.module import RetrievalModule
 from trainer.runtime.processes import Processes, find_processes
 from trainer.runtime.quiet import quieten_libraries
-from trainer.runtime.sharding import shard, sharded_rows
+from trainer.runtime.sharding import check_table_names, shard, sharded_rows
 from trainer.runtime.strategy import ShardedStrategy
 
 
@@ -33,16 +33,18 @@ def fit(config: TrainConfig) -> dict[str, float]:
         Validation metrics of the best checkpoint.
 
     Raises:
-        UserError: before the process group exists, whatever is wrong with data, model or run directory.
+        UserError: before the process group exists, whatever is wrong with data, model or run directory; after that, if
+            the planner finds no place for the tables, or ranks see different checkpoints.
     """
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)
     batch_size_per_rank = check_batch_size(config.data, processes.world_size)
-    module, validation = _build(config, batch_size_per_rank, processes)
-    order = module.reader.order
+    module, validation = _build(config, processes)
+    order, resume_from = module.reader.order, checkpoint.newest(config.run.dir)
 
     def shard_model(model: TwoTower) -> DistributedModelParallel:
         sharded = shard(model, config.sharding, config.optimizer, batch_size_per_rank, config.run.seed, processes)
+        check_same_on_all_ranks("the newest checkpoint", str(resume_from))
         rows = gather_objects(sharded_rows(sharded))
         if processes.is_first:
             run_directory.record_sharding(config.run.dir, rows)
@@ -50,6 +52,7 @@ def fit(config: TrainConfig) -> dict[str, float]:
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
         return sharded
 
+    keeper = KeepBestAndLast(config.run.dir, config.run.monitor)
     csv = CSVLogger(config.run.dir, name="logs")
     trainer = pl.Trainer(
         accelerator="gpu" if processes.device.type == "cuda" else "cpu",
@@ -67,18 +70,18 @@ def fit(config: TrainConfig) -> dict[str, float]:
             Throughput(config.data.global_batch_size, config.run.log_every),
             StepProgressBar(),
             StopEarly(monitor=config.run.monitor, mode="max", patience=config.run.patience),
-            KeepBestAndLast(config.run.dir, config.run.monitor),
+            keeper,
+            EndOnSigterm(),
         ],
         enable_model_summary=False,
     )
     with closing(module.reader):
-        trainer.fit(module, val_dataloaders=validation, ckpt_path=checkpoint.newest(config.run.dir), weights_only=False)
+        trainer.fit(module, val_dataloaders=validation, ckpt_path=resume_from, weights_only=False)
+    keeper.tidy(trainer)
     return _report(config, trainer)
 
 
-def _build(
-    config: TrainConfig, batch_size_per_rank: int, processes: Processes
-) -> tuple[RetrievalModule, HeldOutReader]:
+def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader]:
     """Opens the data and makes the plain model; the first process claims the run directory."""
     data_dir, rank, world_size = config.data.dir, processes.rank, processes.world_size
     schema = read_schema(data_dir)
@@ -88,15 +91,15 @@ def _build(
     files = EventFiles(data_dir, "train", assembler.event_columns)
     order = EpochOrder(files.row_group_sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
     reader = TrainingReader(files, assembler, order, config.model.id_dropout, rank, world_size)
-    held_out, batch_size = EventFiles(data_dir, "validation"), config.run.validation_batch_size
+    held_out, at_once = EventFiles(data_dir, "validation"), config.run.validation_batch_size_per_rank
     for split in (files, held_out):
         split.check_indices(index_limits(schema))
-    validation = HeldOutReader(
-        held_out, assembler, batch_size,
-        share_of_rank(held_out.num_rows, rank, world_size), steps_of_all(held_out.num_rows, batch_size, world_size),
-    )  # fmt: skip
+    share = share_of_rank(held_out.num_rows, rank, world_size)
+    steps = steps_of_all(held_out.num_rows, at_once, world_size)
+    validation = HeldOutReader(held_out, assembler, at_once, share, steps)
     pl.seed_everything(config.run.seed, verbose=False)
     model = TwoTower(features, config.model)
+    check_table_names(config.sharding, model)
     if processes.is_first:
         run_directory.claim(config, schema)
     return RetrievalModule(model, config, assembler, catalog, reader, processes), validation

@@ -43,15 +43,16 @@ def open_run(config: CheckpointConfig) -> SavedRun:
     return SavedRun(trained, schema, data_dir, found, catalog, BatchAssembler(schema, features, catalog))
 
 
-def load_model(run: SavedRun, batch_size: int, processes: Processes) -> DistributedModelParallel:
+def load_model(run: SavedRun, batch_size_per_rank: int, processes: Processes) -> DistributedModelParallel:
     """The run's model in evaluation mode, its tables spread over the processes of the group.
 
     Args:
         run: from `open_run`.
-        batch_size: rows a rank will embed at a time.
+        batch_size_per_rank: rows a rank will embed at a time.
         processes: this process's place; the group is up.
     """
     model = TwoTower(run.assembler.features, run.config.model)
-    sharded = shard(model, run.config.sharding, run.config.optimizer, batch_size, run.config.run.seed, processes)
+    trained = run.config
+    sharded = shard(model, trained.sharding, trained.optimizer, batch_size_per_rank, trained.run.seed, processes)
     checkpoint.load(sharded, run.checkpoint)
     return sharded.eval()

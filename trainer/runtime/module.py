@@ -54,7 +54,8 @@ class RetrievalModule(pl.LightningModule):
             query_BD, candidate_ND, positive_B, gather(batch.candidate_row), gather(log_q_B),
             model.temperature, model.remove_accidental_hits,
         )  # fmt: skip
-        self.log("train/loss", loss, prog_bar=True)
+        if (self.global_step + 1) % self._config.run.log_every == 0:  # when Lightning writes to the logs
+            self.log("train/loss", gather(loss.detach()[None]).mean(), prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -74,8 +75,8 @@ class RetrievalModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Embeds the catalogue."""
-        batch_size = self._config.run.validation_batch_size
-        self._evaluation = evaluate_model(self.model, self._assembler, self._catalog, batch_size, self._processes)
+        at_once = self._config.run.validation_batch_size_per_rank
+        self._evaluation = evaluate_model(self.model, self._assembler, self._catalog, at_once, self._processes)
 
     def validation_step(self, batch: QueryBatch) -> None:
         """Ranks the held-out items of all ranks' queries."""

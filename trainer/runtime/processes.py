@@ -1,7 +1,6 @@
 """This process among the others: who it is, which device it has, and the group they form."""
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +48,11 @@ def find_processes(accelerator: str, threads: int | None) -> Processes:
             "srun", f"{os.environ['SLURM_STEP_NUM_TASKS']} tasks", "torchrun in every task, which joins them together",
             "start the job with launch/slurm.sbatch",
         )  # fmt: skip
+    if "RANK" in os.environ and "LOCAL_WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "RANK", os.environ["RANK"], "to be set by torchrun, together with LOCAL_WORLD_SIZE and others",
+            "start with torchrun (launch/torchrun.sh), or unset RANK for a single process",
+        )  # fmt: skip
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = torch.cuda.device_count()
@@ -68,21 +72,17 @@ def find_processes(accelerator: str, threads: int | None) -> Processes:
 def join(processes: Processes) -> None:
     """Brings up the default process group, over gloo for CPU tensors and NCCL for CUDA ones.
 
-    Environment variables of the rendezvous come from torchrun; a process alone picks a free port of its own.
+    Where to meet comes from torchrun; a process started without it is alone and meets nobody.
     """
     if dist.is_initialized():
         return
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
-    alone = None
-    if "MASTER_ADDR" not in os.environ:
-        alone = f"tcp://127.0.0.1:{_free_port()}"
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if processes.device.type == "cuda" else "gloo",
-        init_method=alone,
-        rank=processes.rank,
-        world_size=processes.world_size,
-    )
+    backend = "cpu:gloo,cuda:nccl" if processes.device.type == "cuda" else "gloo"
+    if processes.world_size == 1 and "RANK" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, rank=processes.rank, world_size=processes.world_size)
 
 
 @contextmanager
@@ -93,9 +93,3 @@ def joined(processes: Processes) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -54,7 +54,7 @@ class CatalogRanker:
     def _count(self, query_CD: Tensor, target_C: Tensor, seen_C: tuple[Tensor, ...]) -> Tensor:
         score_CM = query_CD @ self._item_MD.T
         query, column = self._here(torch.arange(len(target_C), device=target_C.device), target_C)
-        # from the same product as the scores it is compared with, so that equal items tie exactly
+        # from the same product as the scores it is compared with, whose rounding then is the same for equal items
         target_score_C = score_CM.new_full((len(target_C),), float("-inf"))
         target_score_C[query] = score_CM[query, column]
         dist.all_reduce(target_score_C, dist.ReduceOp.MAX)

@@ -15,12 +15,15 @@ from typing import Any
 from trainer.config import TrainConfig, from_yaml, to_yaml
 from trainer.data.schema import Schema
 from trainer.errors import UserError
+from trainer.runtime import checkpoint
 
 CONFIG, SCHEMA, SHARDING = "config.yaml", "schema.json", "sharding.json"
 
+_OURS = (CONFIG, SCHEMA, SHARDING, "logs", "checkpoints")
+
 # Fields that may differ between the first command and one that resumes the run.
 _FREE = ("run.", "sharding.", "data.dir")
-_BOUND = ("run.seed",)
+_BOUND = ("run.seed", "run.monitor")
 
 
 def claim(config: TrainConfig, schema: Schema) -> None:
@@ -30,14 +33,21 @@ def claim(config: TrainConfig, schema: Schema) -> None:
         UserError: it was trained with another configuration or on data with other features.
     """
     folder = Path(config.run.dir)
-    if not (folder / CONFIG).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if checkpoint.newest(folder) is None:  # nothing that another configuration could spoil
+        there = [folder] if folder.is_file() else folder.glob("*")
+        if any(path.name.removesuffix(".partial") not in _OURS for path in there):
             raise UserError("run.dir", folder, "a new or empty folder, or one of an earlier run", "name another")
         folder.mkdir(parents=True, exist_ok=True)
         write(folder, SCHEMA, schema.to_json())
         write(folder, CONFIG, to_yaml(config))
         return
-    _refuse_other_schema("run.dir", folder, read_schema_of(folder), schema)
+    trained = read_schema_of(folder)
+    _refuse_other_schema("run.dir", folder, trained, schema)
+    if trained.num_events["train"] != schema.num_events["train"]:
+        raise UserError(
+            "data.dir", config.data.dir, f"the {trained.num_events['train']} training rows of the run so far, not "
+            f"{schema.num_events['train']}: a step would mean other rows", "train on them in a run.dir of its own",
+        )  # fmt: skip
     before, now = _flat(asdict(read_config(folder))), _flat(asdict(config))
     changed = [
         f"{name}={before.get(name)} (now {now.get(name)})"
@@ -116,7 +126,11 @@ def _refuse_other_schema(field: str, value: object, before: Schema, now: Schema)
 
 
 def _by_name(schema: Schema) -> dict[str, Any]:
-    return {"features": {feature.name: asdict(feature) for feature in schema.features}, "num_items": schema.num_items}
+    return {
+        "features": {feature.name: asdict(feature) for feature in schema.features},
+        "num_items": schema.num_items,
+        "fingerprint": schema.fingerprint,
+    }
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

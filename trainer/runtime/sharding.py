@@ -56,12 +56,14 @@ def shard(
     ranks, for tables and dense layers alike.
 
     Raises:
-        UserError: a table named in the config does not exist, or no plan satisfies the constraints.
+        UserError: no plan satisfies the constraints.
     """
     kind, options = _fused_optimizer(optimizer)
     apply_optimizer_in_backward(kind, model.embeddings.parameters(), options)
     sharders = [cast(ModuleSharder[nn.Module], _BagSharder())]
     plan = _plan(model, sharding, sharders, batch_size_per_rank, processes)
+    for tower in (model.query_tower, model.candidate_tower):
+        tower.to(processes.device)  # DistributedModelParallel does so only where there are dense parameters
     sharded = DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -72,6 +74,18 @@ def shard(
     for table, local, offsets, width in local_shards(sharded):
         initialize_rows(local, table, offsets[0], offsets[1], width, optimizer.embedding_init_std, seed)
     return sharded
+
+
+def check_table_names(config: ShardingConfig, model: TwoTower) -> None:
+    """Refuses a sharding of tables that the model does not have.
+
+    Raises:
+        UserError: with the name, and those there are.
+    """
+    tables = [table.name for table in model.embeddings.embedding_bag_configs()]
+    unknown = sorted(set(config.tables) - set(tables))
+    if unknown:
+        raise UserError("sharding.tables", unknown[0], f"one of the tables {tables}", "correct or remove the entry")
 
 
 def local_shards(model: DistributedModelParallel) -> Iterator[tuple[str, Tensor, tuple[int, int], int]]:
@@ -108,14 +122,11 @@ def _plan(
     processes: Processes,
 ) -> ShardingPlan:
     tables = [table.name for table in model.embeddings.embedding_bag_configs()]
-    unknown = sorted(set(config.tables) - set(tables))
-    if unknown:
-        raise UserError("sharding.tables", unknown[0], f"one of the tables {tables}", "correct or remove the entry")
     constraints = {}
     for table in tables:
         chosen = config.tables.get(table, config.ids if table in model.id_tables else config.categoricals)
         # data_parallel is never offered: a replicated table would be updated outside the fused kernel
-        types = [chosen] if chosen else ["table_wise", "row_wise", "column_wise"]
+        types = [chosen] if chosen else ["table_wise", "row_wise"]
         constraints[table] = ParameterConstraints(sharding_types=types)
     topology = TopologyFactory.create_topology(
         TrainerConfig(world_size=processes.world_size, local_world_size=processes.local_world_size),

@@ -41,7 +41,7 @@ class Shards(Protocol):
         ...
 
     def embeddings(self, model: nn.Module, rows: range, steps: int, device: torch.device) -> Iterator[Tensor]:
-        """float32 [up to batch_size, D] a step; every rank takes equally many steps."""
+        """float32 [up to batch_size_per_rank, D] a step; every rank takes equally many steps."""
         ...
 
 
@@ -49,7 +49,7 @@ class ItemShards:
     """The whole catalogue, in its order."""
 
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
-        self._run, self._batch_size = run, config.export.batch_size
+        self._run, self._batch_size = run, config.export.batch_size_per_rank
         self.num_rows = run.schema.num_items
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
@@ -65,7 +65,7 @@ class QueryShards:
     """The queries of a held-out split, in its order."""
 
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
-        self._run, self._batch_size = run, config.export.batch_size
+        self._run, self._batch_size = run, config.export.batch_size_per_rank
         self._files = EventFiles(run.data_dir, config.export.split)
         self._files.check_indices(index_limits(run.schema))
         self._identities = EventFiles(run.data_dir, config.export.split, [RAW_USER_ID, ITEM_ROW])
@@ -106,7 +106,7 @@ def write_shards(shards: Shards, model: nn.Module, run: SavedRun, config: Export
         range(start, min(start + export.rows_per_shard, shards.num_rows))
         for start in range(0, shards.num_rows, export.rows_per_shard)
     ]
-    steps = steps_of_all(len(stretches[0]), export.batch_size)
+    steps = steps_of_all(len(stretches[0]), export.batch_size_per_rank)
     turns = range(0, len(stretches), processes.world_size)
     for turn in tqdm(turns, desc="export", unit="shard a rank", disable=not processes.is_first):
         shard = turn + processes.rank
@@ -143,6 +143,7 @@ def _manifest(stretches: list[range], run: SavedRun, config: ExportConfig) -> di
         "dimension": model.embedding_dim,
         "metric": "inner_product",
         "normalized": model.normalize,
+        "columns": ["item_id", "embedding"] if side == "item" else ["user_id", "row", "target_item_id", "embedding"],
         "num_rows": sum(map(len, stretches)),
         "shards": [{"file": _file_name(k), "num_rows": len(rows)} for k, rows in enumerate(stretches)],
     }

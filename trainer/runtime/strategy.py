@@ -73,9 +73,14 @@ class ShardedStrategy(DDPStrategy):
         """Nothing: `load_checkpoint` has done it."""
 
     def teardown(self) -> None:
-        """Leaves the process group: threads of a group still up can abort a process that exits."""
-        super().teardown()
-        dist.destroy_process_group()
+        """Leaves the process group: threads of a group still up can abort a process that exits.
+
+        Lightning's own teardown would first copy the module, and with it every shard, into host memory.
+        """
+        assert self.accelerator is not None
+        self.accelerator.teardown()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     @property
     def _sharded_model(self) -> DistributedModelParallel:
