@@ -2,9 +2,12 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+_SECONDS_FOR_THE_FIRST = 10
 
 
 class UserError(ValueError):
@@ -17,7 +20,7 @@ class UserError(ValueError):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a UserError into one message on stderr (of the first process of a machine) and exit code 2."""
+    """Turns a UserError into one message on stderr (one a machine under torchrun) and exit code 2."""
     try:
         yield
     except UserError as error:
@@ -31,6 +34,8 @@ def user_errors() -> Iterator[None]:
 
 
 def _end_with(message: str) -> NoReturn:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # the first process mostly has the same to tell, and its end is ours: torchrun stops the others
+        time.sleep(_SECONDS_FOR_THE_FIRST)
+    print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(2)
