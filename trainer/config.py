@@ -37,12 +37,18 @@ class FeatureConfig:
     """Leave the feature out, with a line saying so, where the source has no such column; otherwise an error."""
     min_count: int = 1
     """Id and categorical: values with fewer training events map to the out-of-vocabulary row."""
+    hash_buckets: int | None = None
+    """Id and categorical: no vocabulary; a value's row is its hash, one of this many, which values may share."""
+    max_values: int = 100
+    """Categorical: the most values that a row may have; a row with more is an error."""
     separator: str | None = None
     """Categorical: split a string into several values at this separator; list columns need none."""
     log1p: bool = False
     """Numeric: replace x by log(1 + x) before it is standardised."""
     dim: int = 64
     """Text: width of the hashed vector."""
+    dtype: str = "float32"
+    """Vector and text: float32, or float16 for files of half the size."""
     length: int = 50
     """History: the most recent events kept."""
 
@@ -53,11 +59,11 @@ class SplitConfig:
 
     by: str = "leave_one_out"
     """leave_one_out: each user's last event is test, the one before it validation, where the user has three or more;
-    time: the last events overall, by the shares below."""
+    time: the last events overall, by the shares below; user: all events of some users, by the shares below."""
     validation: float = 0.1
-    """By time: share of all events."""
+    """By time: share of all events. By user: share of the users."""
     test: float = 0.1
-    """By time: share of all events."""
+    """Likewise."""
 
 
 @dataclass
@@ -70,7 +76,15 @@ class PreparedConfig:
     """Inputs of the two towers, by name."""
     split: SplitConfig = field(default_factory=SplitConfig)
     unknown_items: str = "error"
-    """Events that name an item the items lack: error, or drop (counted)."""
+    """Events that name an item the items lack: error, drop (counted), or out_of_vocabulary: they stay in histories, as the
+    item table's row 0, and are nobody's positive."""
+    layouts: list[str] = field(default_factory=lambda: ["event"])
+    """How training rows are written: event (a row is one query and its positive), sequence (a row is a user's ordered
+    events, each the positive of those before it), or both."""
+    sequence_length: int = 200
+    """Most events of a sequence; a longer past becomes several, each beginning with the last event of the one before."""
+    extends: str | None = None
+    """Folder prepared earlier whose vocabularies are continued: what it knows keeps its rows, what is new comes after."""
     row_group_size: int = 16384
     """Rows of a Parquet row group of the events: the unit that training shuffles."""
     seed: int = 0

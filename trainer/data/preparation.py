@@ -155,6 +155,7 @@ def _run(
         features=features,
         num_items=num_items,
         num_events=num_events,
+        num_sequences=0,
         user_id_type=id_type(connection, "read_events", "user_id"),
         item_id_type=id_type(connection, "catalog", "item_id"),
         fingerprint=fingerprint(folder),

@@ -3,7 +3,8 @@
     DIR/schema.json                          the dataclasses below; written last, so its presence means complete
     DIR/vocabulary/<table>.parquet           id (int64 or string), index (int32, from 1), count (int64, training events)
     DIR/catalog.arrow                        one row an item, uncompressed Arrow IPC so that it can be memory-mapped
-    DIR/events/{train,validation,test}/part-*.parquet
+    DIR/events/{train,validation,test}/part-*.parquet      layout `event`: a row is one query and its positive
+    DIR/sequences/part-*.parquet                           layout `sequence`: a row is a user's ordered training events
 
 Index 0 of every table is its out-of-vocabulary row. A *catalogue row* is an item's row number in catalog.arrow; it
 names the item everywhere in the prepared data (targets, histories, seen items), while the `item_id` feature column of
@@ -27,10 +28,11 @@ RAW_USER_ID = "raw_user_id"  # validation and test events: the user's own user i
 SEEN = "seen"  # validation and test events: catalogue rows of all earlier events of the user, list<int32>
 RESERVED_COLUMNS = (RAW_ITEM_ID, TRAIN_COUNT, ITEM_ROW, RAW_USER_ID, SEEN)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Side = Literal["query", "candidate"]
 Kind = Literal["id", "categorical", "numeric", "vector", "history"]
+VectorType = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Feature:
 
     Column types: `id` int32 row of its table; `categorical` the same, or list<int32> where multi_valued;
     `history` list<int32> of catalogue rows, oldest first; `numeric` float32, NaN where missing;
-    `vector` fixed-size list of float32.
+    `vector` fixed-size list of `dtype`.
     """
 
     name: str
@@ -49,10 +51,18 @@ class Feature:
     """Embedding table (id, categorical, history); a history has the item id's, so that both share it."""
     num_embeddings: int = 0
     """Rows of that table, the out-of-vocabulary row 0 included."""
+    hashed: bool = False
+    """Whether a value's row is its hash, 1 + md5(value) modulo num_embeddings - 1, so that there is no vocabulary."""
     multi_valued: bool = False
     """Whether a categorical holds a list of values a row; they are averaged."""
+    length: int = 0
+    """Most values that a row of a history, or of a categorical that is multi_valued, may have."""
+    per_event: bool = False
+    """Whether a query feature is the event's rather than its user's: a sequence row holds one for each event."""
     dim: int = 1
     """Width of a vector; 1 for a numeric."""
+    dtype: VectorType = "float32"
+    """What a vector's elements are in the files; the towers get float32."""
     log1p: bool = False
     """Whether a numeric is replaced by log(1 + x) before it is standardised."""
     mean: float = 0.0
@@ -74,12 +84,16 @@ class Schema:
     num_items: int
     """Rows of the catalogue."""
     num_events: dict[str, int]
-    """Rows of each split."""
+    """Events of each split: rows of its files, but for a train split that is written as sequences alone."""
+    num_sequences: int
+    """Rows of the sequences; 0 where that layout is not written."""
     user_id_type: Literal["int64", "string"]
     item_id_type: Literal["int64", "string"]
     fingerprint: str
     """Digest of which id has which row, in the catalogue and in every vocabulary: data that gives rows to other ids
     would pass for the same by all else that stands here."""
+    extends: tuple[str, ...] = ()
+    """Fingerprints of the folders whose vocabularies this one continues, the oldest first."""
     version: int = SCHEMA_VERSION
 
     def side(self, side: Side) -> tuple[Feature, ...]:
@@ -122,6 +136,7 @@ class Schema:
         if fields["version"] != SCHEMA_VERSION:
             raise ValueError(f"it is of version {fields['version']}")
         fields["features"] = tuple(Feature(**feature) for feature in fields["features"])
+        fields["extends"] = tuple(fields["extends"])
         return cls(**fields)
 
 
