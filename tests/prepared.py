@@ -16,9 +16,9 @@ FEATURES = (
     Feature("user_id", "query", "id", table="user_id", num_embeddings=USERS + 1),
     Feature("age", "query", "numeric", mean=40.0, std=10.0),
     Feature("hour", "query", "categorical", table="hour", num_embeddings=25),
-    Feature("history", "query", "history", table="item_id", num_embeddings=ITEMS + 1),
+    Feature("history", "query", "history", table="item_id", num_embeddings=ITEMS + 1, length=6),
     Feature("item_id", "candidate", "id", table="item_id", num_embeddings=ITEMS + 1),
-    Feature("genres", "candidate", "categorical", table="genres", num_embeddings=6, multi_valued=True),
+    Feature("genres", "candidate", "categorical", table="genres", num_embeddings=6, multi_valued=True, length=4),
     Feature("price", "candidate", "numeric", log1p=True, mean=1.0, std=0.5),
     Feature("text", "candidate", "vector", dim=4),
 )

@@ -269,7 +269,7 @@ def test_types_are_those_of_the_contract(tmp_path: Path) -> None:
         "raw_item_id": pa.int64(),
         "train_count": pa.int64(),
         "item_id": pa.int32(),
-        "tags": int32s,
+        "tags": pa.large_list(int32s.value_field),
         "price": pa.float32(),
         "image": image,
     }

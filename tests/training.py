@@ -12,8 +12,9 @@ from tests.prepared import FEATURES, SCHEMA
 from trainer.config import ModelConfig, OptimizerConfig, ShardingConfig, TowerConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
-from trainer.data.events import EventFiles, TrainingReader
-from trainer.data.order import EpochOrder
+from trainer.data.event_files import EventFiles
+from trainer.data.events import TrainingReader
+from trainer.data.order import TrainingOrder
 from trainer.model.two_tower import TwoTower
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.module import RetrievalModule
@@ -49,8 +50,8 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
     model = model or sharded_model(processes, config)
     catalog = Catalog(folder, SCHEMA)
     layout = BatchAssembler(SCHEMA, FEATURES, catalog)
-    files = EventFiles(folder, "train", layout.event_columns)
-    order = EpochOrder(files.row_group_sizes, BATCH, STREAMS, seed=0)
+    files = EventFiles(folder, SCHEMA, "train", layout.event_columns)
+    order = TrainingOrder(files.row_group_sizes, BATCH, STREAMS, seed=0)
     reader = TrainingReader(files, layout, order, 0.1, processes.rank, processes.world_size)
     reader.next_step = start
     module = RetrievalModule(model, config, layout, catalog, reader, processes)

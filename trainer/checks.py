@@ -25,6 +25,7 @@ def check_train_config(config: TrainConfig) -> None:
     for name, value in {
         "data.global_batch_size": config.data.global_batch_size,
         "data.streams": config.data.streams,
+        "data.memory_gb": config.data.memory_gb,
         "model.temperature": config.model.temperature,
         "optimizer.embedding_learning_rate": config.optimizer.embedding_learning_rate,
         "optimizer.dense_learning_rate": config.optimizer.dense_learning_rate,

@@ -76,15 +76,16 @@ class PreparedConfig:
     """Inputs of the two towers, by name."""
     split: SplitConfig = field(default_factory=SplitConfig)
     unknown_items: str = "error"
-    """Events that name an item the items lack: error, drop (counted), or out_of_vocabulary: they stay in histories, as the
-    item table's row 0, and are nobody's positive."""
+    """Events that name an item the items lack: error, drop (counted), or out_of_vocabulary: they stay in histories, as
+    the item table's row 0, and are nobody's positive."""
     layouts: list[str] = field(default_factory=lambda: ["event"])
     """How training rows are written: event (a row is one query and its positive), sequence (a row is a user's ordered
     events, each the positive of those before it), or both."""
     sequence_length: int = 200
-    """Most events of a sequence; a longer past becomes several, each beginning with the last event of the one before."""
+    """Most events of a sequence; a longer past becomes several, each beginning with the last event of the one
+    before."""
     extends: str | None = None
-    """Folder prepared earlier whose vocabularies are continued: what it knows keeps its rows, what is new comes after."""
+    """Folder prepared earlier whose vocabularies are continued: what they know keeps its rows, what is new follows."""
     row_group_size: int = 16384
     """Rows of a Parquet row group of the events: the unit that training shuffles."""
     seed: int = 0
@@ -159,6 +160,8 @@ class TrainDataConfig:
     streams: int = 64
     """Logical streams that fix the order of rows whatever the number of ranks: a multiple of every number of ranks that
     the run may go on with, and a divisor of global_batch_size."""
+    memory_gb: float = 4.0
+    """What a rank may hold of row groups, one a stream; data that needs more is refused at the start."""
 
 
 @dataclass

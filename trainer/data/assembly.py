@@ -10,6 +10,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.catalog import Catalog
+from trainer.data.contract import UNKNOWN_ITEM, list_parts
+from trainer.data.event_files import one_array
 from trainer.data.schema import ITEM_ROW, SEEN, Feature, Schema
 
 DROPPED = "dropped:"
@@ -83,7 +85,7 @@ class BatchAssembler:
     def _query_sparse(self, feature: Feature, events: pa.Table) -> Ragged:
         if feature.kind == "history":
             rows, lengths = _lists(events, feature.name)
-            return self._catalog.sparse(self._item_id, rows)[0], lengths
+            return np.where(rows == UNKNOWN_ITEM, 0, self._catalog.sparse(self._item_id, rows)[0]), lengths
         if feature.multi_valued:
             return _lists(events, feature.name)
         return _scalars(events, feature.name), np.ones(len(events), np.int64)
@@ -98,28 +100,22 @@ class BatchAssembler:
 
 
 def _side_by_side(columns: list[np.ndarray], num_rows: int) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.empty((num_rows, 0), np.float32), *columns], axis=1))
-
-
-def _column(events: pa.Table, name: str) -> pa.Array:
-    return events.column(name).combine_chunks()
+    return torch.from_numpy(np.concatenate([np.empty((num_rows, 0), np.float32), *columns], axis=1, dtype=np.float32))
 
 
 def _scalars(events: pa.Table, name: str) -> np.ndarray:
-    return _column(events, name).to_numpy(zero_copy_only=False)
+    return one_array(events, name).to_numpy(zero_copy_only=False)
 
 
 def _lists(events: pa.Table, name: str) -> Ragged:
-    column = _column(events, name)
-    # values with offsets cost nothing; flatten() on a list column gathers list by list
-    offsets = column.offsets.to_numpy()
-    return column.values.to_numpy()[offsets[0] : offsets[-1]], np.diff(offsets)
+    values, offsets = list_parts(one_array(events, name))
+    return values.to_numpy(), np.diff(offsets)
 
 
 def _numbers(events: pa.Table, feature: Feature) -> np.ndarray:
-    column = _column(events, feature.name)
-    values = column.flatten() if feature.kind == "vector" else column
-    return values.to_numpy(zero_copy_only=False).reshape(-1, feature.dim).astype(np.float32, copy=False)
+    column = one_array(events, feature.name)
+    values = list_parts(column)[0] if feature.kind == "vector" else column
+    return values.to_numpy(zero_copy_only=False).reshape(-1, feature.dim)
 
 
 def _int64(values: np.ndarray) -> Tensor:

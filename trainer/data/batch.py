@@ -39,6 +39,16 @@ class RetrievalBatch:
             self.candidate_log_q.to(device, non_blocking=non_blocking),
         )
 
+    def pin_memory(self) -> "RetrievalBatch":
+        """The batch in pinned host memory, from which copies to a GPU need not be waited for."""
+        return RetrievalBatch(
+            self.sparse_features.pin_memory(),
+            None if self.query_dense is None else self.query_dense.pin_memory(),
+            None if self.candidate_dense is None else self.candidate_dense.pin_memory(),
+            self.candidate_row.pin_memory(),
+            self.candidate_log_q.pin_memory(),
+        )
+
 
 @dataclass
 class QueryBatch:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from trainer.data.contract import Column, catalog_columns
 from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
 from trainer.errors import UserError
 
@@ -18,38 +18,41 @@ class Catalog:
         schema: of that folder.
 
     Raises:
-        UserError: catalog.arrow is missing, damaged, or lacks a column or rows that the schema declares.
+        UserError: catalog.arrow is missing or damaged, or breaks the contract.
     """
 
     def __init__(self, data_dir: str | Path, schema: Schema) -> None:
         path = Path(data_dir) / "catalog.arrow"
+        remedy = "prepare the data anew; catalogue, vocabulary and events must come from one run of prepare"
         try:
             self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(
-                "data.dir", data_dir, f"a readable catalog.arrow ({error})", "prepare the data anew"
-            ) from None
-        declared = [RAW_ITEM_ID, TRAIN_COUNT, *(feature.name for feature in schema.side("candidate"))]
-        missing = [name for name in declared if name not in self._table.column_names]
-        if missing or self._table.num_rows != schema.num_items:
-            raise UserError(
-                "data.dir", data_dir, f"a catalog.arrow of {schema.num_items} rows with columns {declared}, "
-                f"not {self._table.num_rows} rows with {self._table.column_names}", "prepare the data anew",
-            )  # fmt: skip
-
-        if self._table.column(0).num_chunks != 1:
-            raise UserError("data.dir", data_dir, "one record batch in catalog.arrow", "write it as one, unbroken")
-        for feature in schema.side("candidate"):
-            if feature.is_sparse:
-                column = self._column(feature.name)
-                bounds = pc.min_max(column.values if feature.multi_valued else column).as_py()
-                if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < feature.num_embeddings:
-                    raise UserError(
-                        f"{path} column {feature.name}", bounds, f"rows of a table of {feature.num_embeddings}",
-                        "prepare the data anew; catalogue and vocabulary must come from one run of prepare",
-                    )  # fmt: skip
-
+        except (OSError, pa.ArrowException) as error:
+            raise UserError("data.dir", data_dir, f"a readable catalog.arrow ({error})", remedy) from None
+        columns = catalog_columns(schema)
+        missing = [name for name in columns if name not in self._table.column_names]
+        if missing or self._table.num_rows != schema.num_items or self._table.column(0).num_chunks != 1:
+            expected = f"{schema.num_items} rows in one record batch, with columns {', '.join(columns)}"
+            found = (
+                f"{self._table.num_rows} in {self._table.column(0).num_chunks}, {', '.join(self._table.column_names)}"
+            )
+            raise UserError(str(path), found, expected, remedy)
+        for name, column in columns.items():
+            if not column.accepts(self._table.schema.field(name).type):
+                raise UserError(f"{path} column {name}", self._table.schema.field(name).type, column.expected, remedy)
+            self._check(path, column, remedy)
         self._num_events = schema.num_events["train"]
+
+    def _check(self, path: Path, column: Column, remedy: str) -> None:
+        """Looks at all that memory is later addressed by; not at floats, which may be more than one wants to read."""
+        values = self._column(column.name)
+        try:
+            values.validate(full=column.lengths is not None and column.bounds is not None)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} column {column.name}", "damaged", f"sound Arrow data ({error})", remedy) from None
+        found = column.first_wrong(values) if column.bounds is not None else None
+        if found is not None:
+            row, value, expected = found
+            raise UserError(f"{path} column {column.name} row {row}", value, expected, remedy)
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -68,7 +71,7 @@ class Catalog:
             return np.log(self.train_counts()[rows] / self._num_events).astype(np.float32)
 
     def dense(self, feature: Feature, rows: np.ndarray) -> np.ndarray:
-        """float32 [rows, dim] of a numeric or vector."""
+        """[rows, dim] of a numeric or vector, float32 or, where the files have it so, float16."""
         column = self._column(feature.name)
         values = column.values if feature.kind == "vector" else column
         return values.to_numpy().reshape(len(self), feature.dim)[rows]

@@ -1,11 +1,13 @@
 """Which rows train at which step: a pure function of (seed, epoch, step), whatever the ranks and workers.
 
-An epoch lays the row groups of all files end to end in a permuted order and cuts that line into `streams` stretches
-of equal length. Each stretch is a logical stream; its rows are shuffled inside every piece of a row group that it
-holds. Step t takes the same number of rows from every stream, so the global batch is the streams' shares in stream
-order, and a rank that reads a contiguous range of the streams holds a contiguous range of the global batch.
+An epoch lays the row groups of all files end to end in a permuted order and cuts that line into `streams` stretches,
+equal but for one row. Each is a logical stream's share of the epoch; its rows are shuffled inside every piece of a row
+group that it holds. Streams run on from epoch to epoch without a break, and every step takes the same number of rows
+from each, in stream order: so a rank that reads a contiguous range of the streams holds a contiguous range of the
+global batch, and the batch in which an epoch ends is filled up with the first rows of the next.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +18,7 @@ from trainer.errors import UserError
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of rows of one row group, in the shuffled order in which a stream takes them."""
+    """A run of rows of one row group, which a stream takes in shuffled order."""
 
     row_group: int
     """Number of the row group, counted over all files."""
@@ -36,11 +38,17 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class EpochOrder:
-    """The order of training rows over all epochs.
+class TrainingOrder:
+    """The order of training rows over all epochs: each epoch holds every row once.
 
-    Rows that do not fill a last global batch are left out of their epoch; the next epoch's permutation leaves out
-    others. Their number, fewer than global_batch_size + streams, is the same for every rank and epoch.
+    Args:
+        row_group_sizes: rows of each row group, over all files.
+        global_batch_size: rows of one step over all ranks; a multiple of streams.
+        streams: logical streams.
+        seed: of all shuffling.
+
+    Raises:
+        UserError: there are fewer rows than one step takes.
     """
 
     row_group_sizes: tuple[int, ...]
@@ -49,7 +57,7 @@ class EpochOrder:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.steps_per_epoch == 0:
+        if self.num_rows // self.streams < self.rows_per_step:
             raise UserError(
                 "data.global_batch_size", self.global_batch_size, f"at most the {self.num_rows} training rows",
                 f"set data.global_batch_size={self.num_rows // self.streams * self.streams} or prepare more events",
@@ -66,21 +74,41 @@ class EpochOrder:
         return self.global_batch_size // self.streams
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps of one epoch, equal for all ranks."""
-        return (self.num_rows // self.streams) // self.rows_per_step
+    def fingerprint(self) -> str:
+        """Digest of the row groups: with others, the same step would take other rows."""
+        return hashlib.sha256(np.asarray(self.row_group_sizes, np.int64).tobytes()).hexdigest()
 
-    def stream(self, stream: int, epoch: int, step: int = 0) -> Iterator[tuple[Piece, int]]:
-        """Pieces of one stream from a step of an epoch to its end, each with the number of its rows to skip."""
-        behind = step * self.rows_per_step
-        for piece in self._pieces(stream, epoch):
-            if behind < len(piece):
-                yield piece, behind
-            behind = max(0, behind - len(piece))
+    def steps(self, epochs: float) -> int:
+        """Steps until every row of so many epochs has been trained, equal for all ranks.
+
+        The last of them takes fewer than global_batch_size rows of the epoch after.
+        """
+        return int(np.ceil(epochs * self.num_rows / self.global_batch_size))
+
+    def stream(self, stream: int, step: int = 0) -> Iterator[tuple[Piece, int]]:
+        """Pieces of one stream from a step on, without end, each with the number of its rows to skip.
+
+        Args:
+            stream: number of the stream.
+            step: global step, counted over all epochs.
+        """
+        row = step * self.rows_per_step
+        epoch = row * self.streams // self.num_rows  # or one beside it
+        while self._first_row(stream, epoch) > row:
+            epoch -= 1
+        while self._first_row(stream, epoch + 1) <= row:
+            epoch += 1
+        behind = row - self._first_row(stream, epoch)
+        while True:
+            for piece in self._pieces(stream, epoch):
+                if behind < len(piece):
+                    yield piece, behind
+                behind = max(0, behind - len(piece))
+            epoch += 1
 
     def _pieces(self, stream: int, epoch: int) -> Iterator[Piece]:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.row_group_sizes))
-        begin, end = (self.num_rows * edge // self.streams for edge in (stream, stream + 1))
+        begin, end = self._edge(stream, epoch), self._edge(stream + 1, epoch)
         ends = np.cumsum(np.asarray(self.row_group_sizes)[order])
         for position in range(int(np.searchsorted(ends, begin, side="right")), len(order)):
             row_group = int(order[position])
@@ -90,6 +118,25 @@ class EpochOrder:
             start, stop = max(begin - first, 0), min(end, int(ends[position])) - first
             if start < stop:
                 yield Piece(row_group, start, stop, rng_key=(self.seed, epoch, stream, row_group))
+
+    # The rows that an even cut leaves over are dealt to the streams like cards, on and on over the epochs: so no stream
+    # is ever more than a row ahead of another.
+
+    def _first_row(self, stream: int, epoch: int) -> int:
+        """Rows that a stream has given before an epoch."""
+        even, over = divmod(self.num_rows, self.streams)
+        return epoch * even + (epoch * over - stream + self.streams - 1) // self.streams
+
+    def _edge(self, stream: int, epoch: int) -> int:
+        """Place in the line of an epoch at which a stream's stretch begins."""
+        even, over = divmod(self.num_rows, self.streams)
+
+        def dealt_before(cards: int) -> int:
+            """Of the first so many cards, those of the streams before this one."""
+            rounds, rest = divmod(cards, self.streams)
+            return rounds * stream + min(rest, stream)
+
+        return stream * even + dealt_before((epoch + 1) * over) - dealt_before(epoch * over)
 
 
 def streams_of_rank(streams: int, rank: int, world_size: int) -> Sequence[int]:

@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from trainer.checks import require_one_of, require_positive
 from trainer.config import PreparedConfig
+from trainer.data.catalog_file import write_catalog
 from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import Connection, Source, first_row, open_engine
 from trainer.data.histories import Histories
 from trainer.data.inputs import resolve
-from trainer.data.prepared_files import fingerprint, write_catalog, write_parts, write_vocabularies
+from trainer.data.prepared_files import fingerprint, write_parts, write_vocabularies
 from trainer.data.prepared_rows import catalog_batches, event_batches
 from trainer.data.reading import id_type, read_tables
 from trainer.data.schema import SPLITS, Feature, Schema

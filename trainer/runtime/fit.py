@@ -11,8 +11,9 @@ from trainer.checks import check_batch_size
 from trainer.config import TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
-from trainer.data.events import EventFiles, HeldOutReader, TrainingReader, index_limits
-from trainer.data.order import EpochOrder
+from trainer.data.event_files import EventFiles
+from trainer.data.events import HeldOutReader, TrainingReader
+from trainer.data.order import TrainingOrder
 from trainer.data.schema import read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.model.two_tower import TwoTower
@@ -52,6 +53,8 @@ def fit(config: TrainConfig) -> dict[str, float]:
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
         return sharded
 
+    # A validation falls on a whole step, so with the last of them the run goes some steps into another epoch.
+    validations = int(config.run.epochs / config.run.validate_every + 1e-9)
     keeper = KeepBestAndLast(config.run.dir, config.run.monitor)
     csv = CSVLogger(config.run.dir, name="logs")
     trainer = pl.Trainer(
@@ -60,8 +63,8 @@ def fit(config: TrainConfig) -> dict[str, float]:
         num_nodes=processes.num_nodes,
         strategy=ShardedStrategy(processes, shard_model),
         max_epochs=-1,
-        max_steps=config.run.epochs * order.steps_per_epoch,
-        val_check_interval=max(1, round(config.run.validate_every * order.steps_per_epoch)),
+        max_steps=max(order.steps(config.run.epochs), validations * order.steps(config.run.validate_every)),
+        val_check_interval=order.steps(config.run.validate_every),
         check_val_every_n_epoch=None,  # counts steps over epochs: to Lightning the run is one long epoch
         num_sanity_val_steps=0,
         log_every_n_steps=config.run.log_every,
@@ -88,12 +91,12 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     features = schema.select(config.model.query.features, config.model.candidate.features)
     catalog = Catalog(data_dir, schema)
     assembler = BatchAssembler(schema, features, catalog)
-    files = EventFiles(data_dir, "train", assembler.event_columns)
-    order = EpochOrder(files.row_group_sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
-    reader = TrainingReader(files, assembler, order, config.model.id_dropout, rank, world_size)
-    held_out, at_once = EventFiles(data_dir, "validation"), config.run.validation_batch_size_per_rank
-    for split in (files, held_out):
-        split.check_indices(index_limits(schema))
+    files = EventFiles(data_dir, schema, "train", assembler.event_columns)
+    order = TrainingOrder(files.row_group_sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
+    on_gpu = processes.device.type == "cuda"
+    reader = TrainingReader(files, assembler, order, config.model.id_dropout, rank, world_size, pinned=on_gpu)
+    reader.check_memory(config.data.memory_gb)
+    held_out, at_once = EventFiles(data_dir, schema, "validation"), config.run.validation_batch_size_per_rank
     share = share_of_rank(held_out.num_rows, rank, world_size)
     steps = steps_of_all(held_out.num_rows, at_once, world_size)
     validation = HeldOutReader(held_out, assembler, at_once, share, steps)
@@ -101,7 +104,7 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     model = TwoTower(features, config.model)
     check_table_names(config.sharding, model)
     if processes.is_first:
-        run_directory.claim(config, schema)
+        run_directory.claim(config, schema, order)
     return RetrievalModule(model, config, assembler, catalog, reader, processes), validation
 
 

@@ -73,6 +73,12 @@ class RetrievalModule(pl.LightningModule):
         self.reader.next_step = self.global_step
         return self.reader
 
+    def transfer_batch_to_device(
+        self, batch: RetrievalBatch | QueryBatch, device: torch.device, dataloader_idx: int
+    ) -> RetrievalBatch | QueryBatch:
+        """Does not wait for the copy, which from pinned memory goes on beside what the GPU still has to do."""
+        return batch.to(device, non_blocking=True)
+
     def on_validation_epoch_start(self) -> None:
         """Embeds the catalogue."""
         at_once = self._config.run.validation_batch_size_per_rank

@@ -2,6 +2,7 @@
 
 RUN/config.yaml      the resolved TrainConfig
 RUN/schema.json      features of the data it was trained on
+RUN/order.json       digest of that data's row groups, which decide what rows a step takes
 RUN/sharding.json    which rank holds how many rows of which table
 RUN/checkpoints/     see checkpoint.py
 RUN/logs/            TensorBoard and CSV
@@ -13,40 +14,42 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig, from_yaml, to_yaml
+from trainer.data.order import TrainingOrder
 from trainer.data.schema import Schema
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
 
-CONFIG, SCHEMA, SHARDING = "config.yaml", "schema.json", "sharding.json"
+CONFIG, SCHEMA, ORDER, SHARDING = "config.yaml", "schema.json", "order.json", "sharding.json"
 
-_OURS = (CONFIG, SCHEMA, SHARDING, "logs", "checkpoints")
+_OURS = (CONFIG, SCHEMA, ORDER, SHARDING, "logs", "checkpoints")
 
 # Fields that may differ between the first command and one that resumes the run.
-_FREE = ("run.", "sharding.", "data.dir")
+_FREE = ("run.", "sharding.", "data.dir", "data.memory_gb")
 _BOUND = ("run.seed", "run.monitor")
 
 
-def claim(config: TrainConfig, schema: Schema) -> None:
+def claim(config: TrainConfig, schema: Schema, order: TrainingOrder) -> None:
     """Makes a run directory, or checks that it belongs to this very run; called by one process.
 
     Raises:
-        UserError: it was trained with another configuration or on data with other features.
+        UserError: it was trained with another configuration, on data with other features, or on other rows.
     """
     folder = Path(config.run.dir)
+    order_text = json.dumps({"row_groups": order.fingerprint}) + "\n"
     if checkpoint.newest(folder) is None:  # nothing that another configuration could spoil
         there = [folder] if folder.is_file() else folder.glob("*")
         if any(path.name.removesuffix(".partial") not in _OURS for path in there):
             raise UserError("run.dir", folder, "a new or empty folder, or one of an earlier run", "name another")
         folder.mkdir(parents=True, exist_ok=True)
         write(folder, SCHEMA, schema.to_json())
+        write(folder, ORDER, order_text)
         write(folder, CONFIG, to_yaml(config))
         return
-    trained = read_schema_of(folder)
-    _refuse_other_schema("run.dir", folder, trained, schema)
-    if trained.num_events["train"] != schema.num_events["train"]:
+    _refuse_other_schema("run.dir", folder, read_schema_of(folder), schema)
+    if (folder / ORDER).read_text() != order_text:
         raise UserError(
-            "data.dir", config.data.dir, f"the {trained.num_events['train']} training rows of the run so far, not "
-            f"{schema.num_events['train']}: a step would mean other rows", "train on them in a run.dir of its own",
+            "data.dir", config.data.dir, "the training rows of the run so far, in the same row groups: a step would "
+            "mean other rows", "take back the files as they were, or train on these in a run.dir of its own",
         )  # fmt: skip
     before, now = _flat(asdict(read_config(folder))), _flat(asdict(config))
     changed = [
@@ -98,8 +101,16 @@ def read_config(run_dir: str | Path) -> TrainConfig:
 
 
 def read_schema_of(run_dir: str | Path) -> Schema:
-    """The schema of the data a run was trained on."""
-    return Schema.from_json((Path(run_dir) / SCHEMA).read_text())
+    """The schema of the data a run was trained on.
+
+    Raises:
+        UserError: another version wrote it.
+    """
+    try:
+        return Schema.from_json((Path(run_dir) / SCHEMA).read_text())
+    except (ValueError, TypeError, KeyError) as error:
+        expected = f"a run of this version's trainer.train ({SCHEMA}: {error})"
+        raise UserError("run.dir", run_dir, expected, "use the version that wrote it, or another run") from None
 
 
 def check_same_data(data_dir: str, schema: Schema, run_schema: Schema) -> None:
@@ -112,11 +123,16 @@ def check_same_data(data_dir: str, schema: Schema, run_schema: Schema) -> None:
 
 
 def _refuse_other_schema(field: str, value: object, before: Schema, now: Schema) -> None:
-    old, new = _flat(_by_name(before)), _flat(_by_name(now))
+    old, new = _by_name(before), _by_name(now)
     changed = [
-        f"{name} was {old.get(name, 'absent')}, is {new.get(name, 'absent')}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        f"feature {name} is {'gone' if name in old['features'] else 'new'}"
+        for name in sorted(old["features"].keys() ^ new["features"].keys())
+    ]
+    flat_old, flat_new = _flat(old), _flat(new)
+    changed += [
+        f"{name} was {flat_old[name]}, is {flat_new[name]}"
+        for name in sorted(flat_old.keys() & flat_new.keys())
+        if flat_old[name] != flat_new[name]
     ]
     if changed:
         raise UserError(
