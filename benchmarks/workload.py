@@ -106,7 +106,7 @@ def write(folder: Path, work: str, rows: int, seed: int = 0) -> None:
     table = pa.table({name: column for name, column in catalog.items() if name in kept})
     with pa.ipc.new_file(folder / "catalog.arrow", table.schema) as file:
         file.write_table(table)
-    schema = Schema(features(work), ITEMS, splits, 0, "int64", "int64", fingerprint=f"{work} {rows} {seed}")
+    schema = Schema(features(work), ITEMS, splits, 0, 0, "int64", "int64", fingerprint=f"{work} {rows} {seed}")
     (folder / "schema.json").write_text(schema.to_json())
 
 

@@ -22,7 +22,7 @@ FEATURES = (
     Feature("price", "candidate", "numeric", log1p=True, mean=1.0, std=0.5),
     Feature("text", "candidate", "vector", dim=4),
 )
-SCHEMA = Schema(FEATURES, ITEMS, ROWS, 0, "int64", "string", fingerprint="by hand")
+SCHEMA = Schema(FEATURES, ITEMS, ROWS, 0, 0, "int64", "string", fingerprint="by hand")
 
 
 def write_prepared(folder: Path) -> Path:

@@ -11,8 +11,8 @@ from tests.training import config, sharded_model, trained, whole_tables
 from trainer.config import TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
-from trainer.data.event_files import EventFiles
 from trainer.data.events import HeldOutReader
+from trainer.data.row_groups import open_events
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
@@ -22,7 +22,7 @@ from trainer.runtime.processes import Processes
 
 def metrics(processes: Processes, folder: Path, model: torch.nn.Module) -> dict[str, float]:
     model.eval()
-    catalog, files = Catalog(folder, SCHEMA), EventFiles(folder, SCHEMA, "test")
+    catalog, files = Catalog(folder, SCHEMA), open_events(folder, SCHEMA, "test")
     layout = BatchAssembler(SCHEMA, FEATURES, catalog)
     evaluation = evaluate_model(model, layout, catalog, 16, processes)
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
-from trainer.data.event_files import EventFiles
 from trainer.data.events import TrainingReader
 from trainer.data.order import TrainingOrder
+from trainer.data.row_groups import open_events
 from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
 
 STREAMS = 6
@@ -40,7 +40,7 @@ def write(folder: Path, files: list[list[int]]) -> Schema:
     catalog = pa.table({RAW_ITEM_ID: [7], TRAIN_COUNT: [rows], "item_id": pa.array([1], pa.int32())})
     with pa.ipc.new_file(folder / "catalog.arrow", catalog.schema) as file:
         file.write_table(catalog)
-    return Schema(features, 1, {"train": rows, "validation": 0, "test": 0}, 0, "int64", "int64", "by hand")
+    return Schema(features, 1, {"train": rows, "validation": 0, "test": 0}, 0, 0, "int64", "int64", "by hand")
 
 
 class Job:
@@ -48,8 +48,8 @@ class Job:
 
     def __init__(self, folder: Path, schema: Schema, rows_per_step: int, seed: int) -> None:
         self.assembler = BatchAssembler(schema, schema.features, Catalog(folder, schema))
-        self.files = EventFiles(folder, schema, "train", self.assembler.event_columns)
-        self.order = TrainingOrder(self.files.row_group_sizes, STREAMS * rows_per_step, STREAMS, seed)
+        self.files = open_events(folder, schema, "train", self.assembler.event_columns)
+        self.order = TrainingOrder(self.files.sizes, STREAMS * rows_per_step, STREAMS, seed)
 
     def run(self, world_size: int, start: int, steps: int) -> list[list[int]]:
         """Rows of each step, over all ranks in order of rank."""

@@ -12,9 +12,9 @@ from tests.prepared import FEATURES, ITEMS, ROWS, SCHEMA
 from trainer.data.assembly import BatchAssembler
 from trainer.data.batch import RetrievalBatch
 from trainer.data.catalog import Catalog
-from trainer.data.event_files import EventFiles
 from trainer.data.events import HeldOutReader, TrainingReader
 from trainer.data.order import TrainingOrder
+from trainer.data.row_groups import open_events
 from trainer.data.schema import ITEM_ROW, SEEN, read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.errors import UserError
@@ -28,8 +28,8 @@ def assembler(folder: Path) -> BatchAssembler:
 
 def reader(folder: Path, rank: int = 0, world_size: int = 1, id_dropout: float = 0.0) -> TrainingReader:
     layout = assembler(folder)
-    files = EventFiles(folder, SCHEMA, "train", layout.event_columns)
-    order = TrainingOrder(files.row_group_sizes, BATCH, STREAMS, seed=3)
+    files = open_events(folder, SCHEMA, "train", layout.event_columns)
+    order = TrainingOrder(files.sizes, BATCH, STREAMS, seed=3)
     return TrainingReader(files, layout, order, id_dropout, rank, world_size)
 
 
@@ -105,7 +105,7 @@ def test_id_dropout_hides_about_its_share_of_each_id_and_nothing_else(prepared: 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(1, 16), (2, 16), (3, 25), (1, 100)])
 def test_held_out_rows_come_once_in_order_in_equal_batches(prepared: Path, world_size: int, batch_size: int) -> None:
-    layout, files = assembler(prepared), EventFiles(prepared, SCHEMA, "test")
+    layout, files = assembler(prepared), open_events(prepared, SCHEMA, "test")
     steps = steps_of_all(files.num_rows, batch_size, world_size)
     events = pq.read_table(prepared / "events" / "test").to_pylist()
     seen_rows = []

@@ -12,9 +12,9 @@ from tests.prepared import FEATURES, SCHEMA
 from trainer.config import ModelConfig, OptimizerConfig, ShardingConfig, TowerConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
-from trainer.data.event_files import EventFiles
 from trainer.data.events import TrainingReader
 from trainer.data.order import TrainingOrder
+from trainer.data.row_groups import open_events
 from trainer.model.two_tower import TwoTower
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.module import RetrievalModule
@@ -50,8 +50,8 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
     model = model or sharded_model(processes, config)
     catalog = Catalog(folder, SCHEMA)
     layout = BatchAssembler(SCHEMA, FEATURES, catalog)
-    files = EventFiles(folder, SCHEMA, "train", layout.event_columns)
-    order = TrainingOrder(files.row_group_sizes, BATCH, STREAMS, seed=0)
+    files = open_events(folder, SCHEMA, "train", layout.event_columns)
+    order = TrainingOrder(files.sizes, BATCH, STREAMS, seed=0)
     reader = TrainingReader(files, layout, order, 0.1, processes.rank, processes.world_size)
     reader.next_step = start
     module = RetrievalModule(model, config, layout, catalog, reader, processes)

@@ -36,8 +36,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     # after the config is known to be sound: these imports take seconds
     from tqdm.auto import tqdm
 
-    from trainer.data.event_files import EventFiles
     from trainer.data.events import HeldOutReader
+    from trainer.data.row_groups import open_events
     from trainer.data.shares import share_of_rank, steps_of_all
     from trainer.runtime import run_directory
     from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     processes = find_processes(config.run.accelerator, config.run.threads)
     run = open_run(config.run)
     split, batch_size_per_rank = config.evaluate.split, config.evaluate.batch_size_per_rank
-    files = EventFiles(run.data_dir, run.schema, split)
+    files = open_events(run.data_dir, run.schema, split)
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
     steps = steps_of_all(files.num_rows, batch_size_per_rank, processes.world_size)
     reader = HeldOutReader(files, run.assembler, batch_size_per_rank, share, steps)

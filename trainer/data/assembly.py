@@ -11,7 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.catalog import Catalog
 from trainer.data.contract import UNKNOWN_ITEM, list_parts
-from trainer.data.event_files import one_array
+from trainer.data.row_groups import one_array
 from trainer.data.schema import ITEM_ROW, SEEN, Feature, Schema
 
 DROPPED = "dropped:"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.contract import Column, catalog_columns
+from trainer.data.contract import Column, catalog_columns, is_list
 from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
 from trainer.errors import UserError
 
@@ -39,20 +39,23 @@ class Catalog:
         for name, column in columns.items():
             if not column.accepts(self._table.schema.field(name).type):
                 raise UserError(f"{path} column {name}", self._table.schema.field(name).type, column.expected, remedy)
-            self._check(path, column, remedy)
+            self._check(path, name, column, remedy)
         self._num_events = schema.num_events["train"]
 
-    def _check(self, path: Path, column: Column, remedy: str) -> None:
+    def _check(self, path: Path, name: str, column: Column, remedy: str) -> None:
         """Looks at all that memory is later addressed by; not at floats, which may be more than one wants to read."""
-        values = self._column(column.name)
+        values = self._column(name)
+        floats = pa.types.is_floating(values.type) or (
+            pa.types.is_fixed_size_list(values.type) and pa.types.is_floating(values.type.value_type)
+        )
         try:
-            values.validate(full=column.lengths is not None and column.bounds is not None)
+            values.validate(full=is_list(values.type) and not floats)
         except pa.ArrowInvalid as error:
-            raise UserError(f"{path} column {column.name}", "damaged", f"sound Arrow data ({error})", remedy) from None
-        found = column.first_wrong(values) if column.bounds is not None else None
+            raise UserError(f"{path} column {name}", "damaged", f"sound Arrow data ({error})", remedy) from None
+        found = None if floats else column.first_wrong(values)
         if found is not None:
             row, value, expected = found
-            raise UserError(f"{path} column {column.name} row {row}", value, expected, remedy)
+            raise UserError(f"{path} column {name} row {row}", value, expected, remedy)
 
     def __len__(self) -> int:
         return self._table.num_rows

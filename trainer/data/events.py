@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from trainer.data.assembly import DROPPED, BatchAssembler
 from trainer.data.batch import QueryBatch, RetrievalBatch
-from trainer.data.event_files import EventFiles
 from trainer.data.order import Piece, TrainingOrder, streams_of_rank
 from trainer.data.prefetch import Prefetch
+from trainer.data.row_groups import RowGroups
 from trainer.errors import UserError
 
 
@@ -30,7 +30,7 @@ class TrainingReader:
     """
 
     def __init__(
-        self, files: EventFiles, assembler: BatchAssembler, order: TrainingOrder, id_dropout: float,
+        self, files: RowGroups, assembler: BatchAssembler, order: TrainingOrder, id_dropout: float,
         rank: int, world_size: int, pinned: bool = False,
     ) -> None:  # fmt: skip
         self.files, self.order = files, order
@@ -44,7 +44,7 @@ class TrainingReader:
     @property
     def memory(self) -> int:
         """Bytes of row groups that this rank holds at most."""
-        return (len(self._streams) + 2) * self.files.largest_row_group
+        return (len(self._streams) + 2) * self.files.largest
 
     def check_memory(self, limit_gb: float) -> None:
         """Refuses row groups that are too large for so many streams.
@@ -53,7 +53,7 @@ class TrainingReader:
             UserError: `memory` is above the limit.
         """
         if self.memory > limit_gb * 1e9:
-            needed, largest = self.memory / 1e9, max(self.files.row_group_sizes)
+            needed, largest = self.memory / 1e9, max(self.files.sizes)
             raise UserError(
                 "data.memory_gb", limit_gb,
                 f"at least {needed:.1f} for {len(self._streams)} streams a rank in row groups of {largest:,} rows",
@@ -106,7 +106,7 @@ class HeldOutReader:
         steps: batches to make, where other ranks need more than this stretch does.
     """
 
-    def __init__(self, files: EventFiles, assembler: BatchAssembler, batch_size: int, rows: range, steps: int) -> None:
+    def __init__(self, files: RowGroups, assembler: BatchAssembler, batch_size: int, rows: range, steps: int) -> None:
         self._files, self._assembler, self._batch_size = files, assembler, batch_size
         self._rows, self._steps = rows, steps
 

@@ -157,6 +157,7 @@ def _run(
         num_items=num_items,
         num_events=num_events,
         num_sequences=0,
+        sequence_length=0,
         user_id_type=id_type(connection, "read_events", "user_id"),
         item_id_type=id_type(connection, "catalog", "item_id"),
         fingerprint=fingerprint(folder),

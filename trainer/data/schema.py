@@ -87,6 +87,8 @@ class Schema:
     """Events of each split: rows of its files, but for a train split that is written as sequences alone."""
     num_sequences: int
     """Rows of the sequences; 0 where that layout is not written."""
+    sequence_length: int
+    """Most events of a sequence; 0 likewise."""
     user_id_type: Literal["int64", "string"]
     item_id_type: Literal["int64", "string"]
     fingerprint: str

@@ -11,9 +11,9 @@ from trainer.checks import check_batch_size
 from trainer.config import TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
-from trainer.data.event_files import EventFiles
 from trainer.data.events import HeldOutReader, TrainingReader
 from trainer.data.order import TrainingOrder
+from trainer.data.row_groups import open_events
 from trainer.data.schema import read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.model.two_tower import TwoTower
@@ -91,12 +91,12 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     features = schema.select(config.model.query.features, config.model.candidate.features)
     catalog = Catalog(data_dir, schema)
     assembler = BatchAssembler(schema, features, catalog)
-    files = EventFiles(data_dir, schema, "train", assembler.event_columns)
-    order = TrainingOrder(files.row_group_sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
+    files = open_events(data_dir, schema, "train", assembler.event_columns)
+    order = TrainingOrder(files.sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
     on_gpu = processes.device.type == "cuda"
     reader = TrainingReader(files, assembler, order, config.model.id_dropout, rank, world_size, pinned=on_gpu)
     reader.check_memory(config.data.memory_gb)
-    held_out, at_once = EventFiles(data_dir, schema, "validation"), config.run.validation_batch_size_per_rank
+    held_out, at_once = open_events(data_dir, schema, "validation"), config.run.validation_batch_size_per_rank
     share = share_of_rank(held_out.num_rows, rank, world_size)
     steps = steps_of_all(held_out.num_rows, at_once, world_size)
     validation = HeldOutReader(held_out, assembler, at_once, share, steps)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trainer.config import ExportConfig
-from trainer.data.event_files import EventFiles
 from trainer.data.events import HeldOutReader
+from trainer.data.row_groups import open_events
 from trainer.data.schema import ITEM_ROW, RAW_USER_ID
 from trainer.data.shares import steps_of_all
 from trainer.runtime.embedding import embed_items
@@ -67,8 +67,8 @@ class QueryShards:
 
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
         self._run, self._batch_size = run, config.export.batch_size_per_rank
-        self._files = EventFiles(run.data_dir, run.schema, config.export.split)
-        self._identities = EventFiles(run.data_dir, run.schema, config.export.split, [RAW_USER_ID, ITEM_ROW])
+        self._files = open_events(run.data_dir, run.schema, config.export.split)
+        self._identities = open_events(run.data_dir, run.schema, config.export.split, [RAW_USER_ID, ITEM_ROW])
         self.num_rows = self._files.num_rows
 
     def identity(self, rows: range) -> dict[str, pa.Array]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.prepared import ITEMS, ROW_GROUP, ROWS, SCHEMA
-from trainer.data.event_files import EventFiles
+from trainer.data.row_groups import open_events
 from trainer.data.schema import ITEM_ROW, RAW_USER_ID, SEEN
 from trainer.errors import UserError
 
@@ -30,8 +30,8 @@ def rewrite(folder: Path, split: str, change: Callable[[pa.Table], pa.Table], st
 
 
 def read_all(folder: Path, split: str = "train", schema: object = SCHEMA) -> list[pa.Table]:
-    files = EventFiles(folder, schema, split)
-    return [files.read(group) for group in range(len(files.row_group_sizes))]
+    files = open_events(folder, schema, split)
+    return [files.read(group) for group in range(len(files.sizes))]
 
 
 def same(one: pa.Table, other: pa.Table) -> bool:
@@ -61,7 +61,7 @@ def test_rows_are_those_of_the_files(prepared: Path) -> None:
         [ITEM_ROW, "user_id", "age", "hour", "history", RAW_USER_ID, SEEN]
     )
     tables = read_all(prepared, "test")
-    assert [len(table) for table in tables] == list(EventFiles(prepared, SCHEMA, "test").row_group_sizes)
+    assert [len(table) for table in tables] == list(open_events(prepared, SCHEMA, "test").sizes)
     assert same(pa.concat_tables(tables), expected)
 
 
@@ -69,16 +69,16 @@ def test_rows_are_those_of_the_files(prepared: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "name", "value", "message"),
     [
-        ("train", "user_id", 61, r"61: expected rows 0 to 60|61: expected 0 to 60"),
-        ("train", "user_id", None, r"1 nulls: expected none|row 5=None: expected no null"),
-        ("train", ITEM_ROW, -1, r"-1: expected rows 0 to 39|-1: expected 0 to 39"),
-        ("train", "history", [3, 40], r"40: expected rows -1 to 39|40: expected -1 to 39"),
+        ("train", "user_id", 61, r"61: expected 0 to 60"),
+        ("train", "user_id", None, r"1 nulls: expected none|row 5=null: expected no null"),
+        ("train", ITEM_ROW, -1, r"-1: expected 0 to 39"),
+        ("train", "history", [3, 40], r"40: expected -1 to 39|40 in a list: expected -1 to 39"),
         ("train", "history", [1] * 7, r"row 5=a list of 7: expected 0 to 6 values"),
-        ("train", "history", None, r"row 5=None: expected no null"),
-        ("train", "history", [1, None], r"row 5=a null in a list: expected no null"),
+        ("train", "history", None, r"row 5=null: expected no null"),
+        ("train", "history", [1, None], r"row 5=null in a list: expected no null"),
         ("train", "age", float("inf"), r"row 5=inf: expected finite numbers, or NaN"),
-        ("test", SEEN, [ITEMS], rf"{ITEMS}: expected rows -1 to 39|{ITEMS}: expected -1 to 39"),
-        ("test", RAW_USER_ID, None, r"1 nulls: expected none|row 5=None: expected no null"),
+        ("test", SEEN, [ITEMS], rf"{ITEMS}: expected -1 to 39|{ITEMS} in a list: expected -1 to 39"),
+        ("test", RAW_USER_ID, None, r"1 nulls: expected none|row 5=null: expected no null"),
     ],
 )
 def test_a_value_that_breaks_the_contract_is_named_with_its_place(
@@ -91,7 +91,7 @@ def test_a_value_that_breaks_the_contract_is_named_with_its_place(
 
 def test_the_row_is_counted_within_its_row_group(folder: Path) -> None:
     rewrite(folder, "train", with_value("history", ROW_GROUP + 17, [1, 2, 99]), statistics=False)
-    with pytest.raises(UserError, match=r"row group 1 column history row 17=99: expected -1 to 39"):
+    with pytest.raises(UserError, match=r"row group 1 column history row 17=99 in a list: expected -1 to 39"):
         read_all(folder)
 
 
@@ -127,23 +127,23 @@ def test_types_columns_and_counts_are_checked_on_opening(
 ) -> None:
     rewrite(folder, "train", change)
     with pytest.raises(UserError, match=message):
-        EventFiles(folder, SCHEMA, "train")
+        open_events(folder, SCHEMA, "train")
 
 
 def test_files_that_are_missing_or_cut_are_named(folder: Path) -> None:
     part = folder / "events" / "test" / PART
     part.write_bytes(part.read_bytes()[:-20])
     with pytest.raises(UserError, match=f"{PART}: expected a readable Parquet file"):
-        EventFiles(folder, SCHEMA, "test")
+        open_events(folder, SCHEMA, "test")
     part.unlink()
     with pytest.raises(UserError, match=r"the 60 rows of schema.json in .*test, not 30"):
-        EventFiles(folder, SCHEMA, "test")
+        open_events(folder, SCHEMA, "test")
     shutil.rmtree(folder / "events" / "validation")
     with pytest.raises(UserError, match=r"the 57 rows of schema.json in .*validation, not 0"):
-        EventFiles(folder, SCHEMA, "validation")
+        open_events(folder, SCHEMA, "validation")
     shutil.rmtree(folder / "events" / "train")
-    with pytest.raises(UserError, match=r"not 0 \(it was prepared with data.layouts=\[sequence\] alone\)"):
-        EventFiles(folder, replace(SCHEMA, num_sequences=9), "train")
+    with pytest.raises(UserError, match=r"not 0 \(it was prepared with data.layouts=\[sequence\]\)"):
+        open_events(folder, replace(SCHEMA, num_sequences=9), "train")
 
 
 def test_a_flipped_bit_in_a_page_is_noticed(folder: Path) -> None:
@@ -162,6 +162,6 @@ def test_a_flipped_bit_in_a_page_is_noticed(folder: Path) -> None:
 
 
 def test_the_size_of_the_largest_row_group_is_that_of_its_arrow_arrays(prepared: Path) -> None:
-    files = EventFiles(prepared, SCHEMA, "train")
-    sizes = [files.read(group).nbytes for group in range(len(files.row_group_sizes))]
-    assert 0.95 * max(sizes) < files.largest_row_group < 1.2 * max(sizes)
+    files = open_events(prepared, SCHEMA, "train")
+    sizes = [files.read(group).nbytes for group in range(len(files.sizes))]
+    assert 0.95 * max(sizes) < files.largest < 1.2 * max(sizes)

@@ -1,45 +1,39 @@
-"""The Parquet files of one split, as one sequence of row groups, each checked against the contract."""
+"""The Parquet files of a folder as one sequence of row groups, each checked against the contract."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.contract import event_columns
+from trainer.data.contract import Column, Lists, Values, event_columns, is_list
 from trainer.data.schema import Schema
 from trainer.errors import UserError
 
 _REMEDY = "prepare the data anew, or have its writer keep to docs/prepared_folder.md"
 
 
-class EventFiles:
+class RowGroups:
     """Row groups, counted over all files in order of their names.
 
-    What the files' footers and statistics tell is checked at once; values when a row group is read.
+    What footers and statistics tell is checked at once; values when a row group is read.
 
     Args:
-        data_dir: prepared folder.
-        schema: of that folder.
-        split: train, validation or test.
-        columns: those that will be read; None for all that the contract has.
+        folder: with files part-*.parquet.
+        columns: those that will be read, and what is expected of them.
 
     Raises:
-        UserError: files or rows are missing, a file cannot be read, a column is missing or of another type than the
-            contract's or than in the first file, or statistics show nulls or rows outside a table.
+        UserError: a file cannot be read, a column is missing or of another type than expected or than in the first
+            file, or statistics show nulls or integers out of bounds.
     """
 
-    def __init__(
-        self, data_dir: str | Path, schema: Schema, split: str, columns: Collection[str] | None = None
-    ) -> None:
-        folder = Path(data_dir) / "events" / split
-        contract = event_columns(schema, split)
-        self._columns = {name: contract[name] for name in (contract if columns is None else columns)}
+    def __init__(self, folder: Path, columns: Mapping[str, Column]) -> None:
+        self._columns = columns
         self._groups: list[tuple[Path, int]] = []
         sizes: list[int] = []
-        self.largest_row_group = 0
-        """Bytes that the columns of the largest row group take once read."""
+        self.largest = 0
+        """Bytes that the columns of the largest row group take once read, to a few per cent."""
         first: pa.Schema | None = None
         for path in sorted(folder.glob("part-*.parquet")):
             file = self._open(path)
@@ -49,27 +43,20 @@ class EventFiles:
                 self._check_statistics(path, file.metadata.row_group(group), group)
                 self._groups.append((path, group))
                 sizes.append(file.metadata.row_group(group).num_rows)
-                self.largest_row_group = max(self.largest_row_group, self._bytes(file, group))
-        self.row_group_sizes = tuple(sizes)
-        if self.num_rows != schema.num_events[split] or not self.num_rows:
-            alone = (
-                " (it was prepared with data.layouts=[sequence] alone)" if schema.num_sequences and not sizes else ""
-            )
-            raise UserError(
-                "data.dir", data_dir,
-                f"the {schema.num_events[split]} rows of schema.json in {folder}, not {self.num_rows}{alone}", _REMEDY,
-            )  # fmt: skip
+                self.largest = max(self.largest, self._bytes(file, group))
+        self.sizes = tuple(sizes)
+        """Rows of each."""
 
     @property
     def num_rows(self) -> int:
-        """Rows of the split."""
-        return sum(self.row_group_sizes)
+        """Rows in all."""
+        return sum(self.sizes)
 
     def read(self, row_group: int) -> pa.Table:
         """One row group, counted over all files.
 
         Raises:
-            UserError: it cannot be read, or a value breaks the contract; file, row group, column and row are named.
+            UserError: it cannot be read, or a value is not as expected; file, row group, column and row are named.
         """
         path, group = self._groups[row_group]
         try:
@@ -85,13 +72,13 @@ class EventFiles:
 
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[pa.Table]:
         """Rows start to stop in file order, batch_size at a time; the last batch may be shorter."""
-        ends = np.cumsum(self.row_group_sizes)
+        ends = np.cumsum(self.sizes)
         pending = self.read(0).slice(0, 0)
         for row_group in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
-            first = int(ends[row_group]) - self.row_group_sizes[row_group]
+            first = int(ends[row_group]) - self.sizes[row_group]
             if first >= stop:
                 break
-            begin, end = max(start - first, 0), min(stop - first, self.row_group_sizes[row_group])
+            begin, end = max(start - first, 0), min(stop - first, self.sizes[row_group])
             pending = pa.concat_tables([pending, self.read(row_group).slice(begin, end - begin)])
             while len(pending) >= batch_size:
                 yield pending.slice(0, batch_size)
@@ -114,9 +101,8 @@ class EventFiles:
             if not column.accepts(kind):
                 raise UserError(f"{path} column {name}", kind, column.expected, _REMEDY)
             if kind != first.field(name).type:
-                raise UserError(
-                    f"{path} column {name}", kind, f"{first.field(name).type}, as in the first file", _REMEDY
-                )
+                expected = f"{first.field(name).type}, as in the first file"
+                raise UserError(f"{path} column {name}", kind, expected, _REMEDY)
 
     def _check_statistics(self, path: Path, metadata: pq.RowGroupMetaData, group: int) -> None:
         """Files without statistics pass here, and are judged by their values."""
@@ -125,12 +111,14 @@ class EventFiles:
             if statistics is None:
                 continue
             where = f"{path} row group {group} column {name}"
-            if column.lengths is None and statistics.has_null_count and statistics.null_count:
+            if isinstance(column, Values) and statistics.has_null_count and statistics.null_count:
                 raise UserError(where, f"{statistics.null_count} nulls", "none", _REMEDY)
+            while isinstance(column, Lists):
+                column = column.elements
             if column.bounds is not None and statistics.has_min_max:
                 for value in (statistics.min, statistics.max):
                     if value not in column.bounds:
-                        expected = f"rows {column.bounds.start} to {column.bounds.stop - 1}, the last of its table"
+                        expected = f"{column.bounds.start} to {column.bounds.stop - 1}"
                         raise UserError(where, value, expected, _REMEDY)
 
     def _bytes(self, file: pq.ParquetFile, group: int) -> int:
@@ -138,10 +126,11 @@ class EventFiles:
         total = 0
         for name, leaf in self._leaves(metadata):
             kind = file.schema_arrow.field(name).type
-            element = kind if self._columns[name].lengths is None else kind.value_type
-            fixed = not pa.types.is_string(element) and not pa.types.is_large_string(element)
-            total += leaf.num_values * element.bit_width // 8 if fixed else leaf.total_uncompressed_size
-            total += 0 if self._columns[name].lengths is None else 4 * metadata.num_rows
+            while is_list(kind):
+                total += 4 * metadata.num_rows
+                kind = kind.value_type
+            text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            total += leaf.total_uncompressed_size if text else leaf.num_values * kind.bit_width // 8
         return total
 
     def _leaves(self, metadata: pq.RowGroupMetaData) -> Iterator[tuple[str, pq.ColumnChunkMetaData]]:
@@ -151,6 +140,27 @@ class EventFiles:
             name = leaf.path_in_schema.split(".")[0]
             if name in self._columns:
                 yield name, leaf
+
+
+def open_events(data_dir: str | Path, schema: Schema, split: str, columns: Collection[str] | None = None) -> RowGroups:
+    """The events of a split.
+
+    Args:
+        data_dir: prepared folder.
+        schema: of that folder.
+        split: train, validation or test.
+        columns: those that will be read; None for all that the contract has.
+
+    Raises:
+        UserError: see RowGroups; or there are not as many rows as the schema says.
+    """
+    folder, contract = Path(data_dir) / "events" / split, event_columns(schema, split)
+    rows = RowGroups(folder, {name: contract[name] for name in (contract if columns is None else columns)})
+    if rows.num_rows != schema.num_events[split] or not rows.num_rows:
+        alone = " (it was prepared with data.layouts=[sequence])" if schema.num_sequences and not rows.num_rows else ""
+        expected = f"the {schema.num_events[split]} rows of schema.json in {folder}, not {rows.num_rows}{alone}"
+        raise UserError("data.dir", data_dir, expected, _REMEDY)
+    return rows
 
 
 def one_array(table: pa.Table, name: str) -> pa.Array:
