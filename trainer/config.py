@@ -138,6 +138,13 @@ class GeneratedConfig(PreparedConfig):
 
 
 @dataclass
+class ForeignConfig:
+    """A folder that another engine wrote after docs/prepared_folder.md, to be checked and completed in place."""
+
+    dir: str = MISSING
+
+
+@dataclass
 class PrepareConfig:
     """configs/prepare.yaml."""
 
@@ -336,6 +343,7 @@ def register_configs() -> None:
     store.store(group="data", name="movielens_schema", node=MovieLensConfig)
     store.store(group="data", name="tabular_schema", node=TabularConfig)
     store.store(group="data", name="generated_schema", node=GeneratedConfig)
+    store.store(group="data", name="foreign_schema", node=ForeignConfig)
 
 
 def typed(config: DictConfig, kind: type[Config]) -> Config:

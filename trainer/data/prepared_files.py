@@ -86,9 +86,15 @@ def fingerprint(folder: Path) -> str:
         ids = catalog.column(RAW_ITEM_ID)
         _update(digest, RAW_ITEM_ID, (ids.slice(start, HASHED_ROWS) for start in range(0, len(ids), HASHED_ROWS)))
     for path in sorted((folder / "vocabulary").glob("*.parquet")):
-        batches = pq.ParquetFile(path).iter_batches(HASHED_ROWS, columns=["id"])
+        files = map(pq.ParquetFile, vocabulary_files(path))
+        batches = (batch for file in files for batch in file.iter_batches(HASHED_ROWS, columns=["id"]))
         _update(digest, path.stem, (batch.column(0) for batch in batches))
     return digest.hexdigest()
+
+
+def vocabulary_files(path: Path) -> list[Path]:
+    """A vocabulary is one file or, as many engines write, a folder of that name with part-*.parquet in it."""
+    return sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
 
 
 def _update(digest: "hashlib._Hash", name: str, ids: Iterable[pa.Array]) -> None:

@@ -12,9 +12,12 @@ the catalogue holds the row of the item's embedding (0 for an item without enoug
 """
 
 import json
-from dataclasses import asdict, dataclass
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from trainer.errors import UserError
 
@@ -29,6 +32,8 @@ SEEN = "seen"  # validation and test events: catalogue rows of all earlier event
 RESERVED_COLUMNS = (RAW_ITEM_ID, TRAIN_COUNT, ITEM_ROW, RAW_USER_ID, SEEN)
 
 SCHEMA_VERSION = 2
+DECLARATION = "features.json"
+"""What another engine writes in place of schema.json; see foreign.py."""
 
 Side = Literal["query", "candidate"]
 Kind = Literal["id", "categorical", "numeric", "vector", "history"]
@@ -74,6 +79,51 @@ class Feature:
     def is_sparse(self) -> bool:
         """Whether the feature is looked up in an embedding table."""
         return self.kind in ("id", "categorical", "history")
+
+    def check(self) -> None:
+        """Raises a ValueError for what the feature alone shows to be wrong."""
+        for field in fields(self):
+            value, kind = getattr(self, field.name), str if field.default is MISSING else type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise ValueError(f"feature {self.name}: {field.name}={value!r} is no {kind.__name__}")
+        is_vector, is_list = self.kind == "vector", self.kind == "history" or self.multi_valued
+        for rule, holds in {
+            f"name is one of {', '.join(RESERVED_COLUMNS)}, which have a meaning": self.name not in RESERVED_COLUMNS,
+            "name is not of letters, digits and underscores": re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name),
+            f"side={self.side} is not one of {', '.join(get_args(Side))}": self.side in get_args(Side),
+            f"kind={self.kind} is not one of {', '.join(get_args(Kind))}": self.kind in get_args(Kind),
+            "a history is the query's": self.kind != "history" or self.side == "query",
+            "only a categorical can be multi_valued": not self.multi_valued or self.kind == "categorical",
+            "per_event is for the query side": not self.per_event or self.side == "query",
+            "table is missing": self.table or not self.is_sparse,
+            f"num_embeddings={self.num_embeddings} has no rows": self.num_embeddings >= 1 or not self.is_sparse,
+            f"length={self.length} is not above 0": self.length >= 1 or not is_list,
+            f"dim={self.dim} is not above 0": self.dim >= 1 or not is_vector,
+            f"dtype={self.dtype} is not one of {', '.join(get_args(VectorType))}": self.dtype in get_args(VectorType),
+            f"std={self.std} is not above 0": 0 < self.std < math.inf,
+            f"mean={self.mean} is not finite": math.isfinite(self.mean),
+        }.items():
+            if not holds:
+                raise ValueError(f"feature {self.name}: {rule}")
+
+
+def check_features(features: Sequence[Feature]) -> None:
+    """Raises a ValueError for features that are wrong, each for itself or together."""
+    for feature in features:
+        feature.check()
+    names = [feature.name for feature in features]
+    if len(set(names)) < len(names):
+        raise ValueError("two features of one name among " + ", ".join(names))
+    items = [feature for feature in features if (feature.side, feature.kind) == ("candidate", "id")]
+    if len(items) != 1:
+        raise ValueError("not exactly one id on the candidate side, that of the item")
+    for feature in features:
+        if feature.kind == "history" and feature.table != items[0].table:
+            raise ValueError(f"feature {feature.name}: table={feature.table} is not that of {items[0].name}")
+        for other in features:
+            same = (feature.num_embeddings, feature.hashed) == (other.num_embeddings, other.hashed)
+            if feature.table and feature.table == other.table and not same:
+                raise ValueError(f"features {feature.name} and {other.name} differ about table {feature.table}")
 
 
 @dataclass(frozen=True)
@@ -134,12 +184,13 @@ class Schema:
     @classmethod
     def from_json(cls, text: str) -> "Schema":
         """The schema written by `to_json`."""
-        fields = json.loads(text)
-        if fields["version"] != SCHEMA_VERSION:
-            raise ValueError(f"it is of version {fields['version']}")
-        fields["features"] = tuple(Feature(**feature) for feature in fields["features"])
-        fields["extends"] = tuple(fields["extends"])
-        return cls(**fields)
+        content = json.loads(text)
+        if content["version"] != SCHEMA_VERSION:
+            raise ValueError(f"it is of version {content['version']}")
+        content["features"] = tuple(Feature(**feature) for feature in content["features"])
+        content["extends"] = tuple(content["extends"])
+        check_features(content["features"])
+        return cls(**content)
 
 
 def read_schema(data_dir: str | Path) -> Schema:
@@ -150,6 +201,9 @@ def read_schema(data_dir: str | Path) -> Schema:
     """
     path = Path(data_dir) / "schema.json"
     remedy = f"python -m trainer.prepare data=... data.dir={data_dir}"
+    if path.with_name(DECLARATION).is_file() and not path.is_file():
+        remedy = f"python -m trainer.prepare data=foreign data.dir={data_dir}"
+        raise UserError("data.dir", data_dir, "a folder that has been checked and completed", remedy)
     if not path.is_file():
         raise UserError("data.dir", data_dir, "a folder written by trainer.prepare, with its schema.json", remedy)
     try:

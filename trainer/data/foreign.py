@@ -1,0 +1,147 @@
+"""A folder that another engine wrote after docs/prepared_folder.md: all of it is checked, then it is completed.
+
+The engine gives features.json, events/, vocabulary/ and the items as catalog/part-*.parquet; added here are
+catalog.arrow, with every item's training events counted, and schema.json.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from trainer.config import ForeignConfig
+from trainer.data.catalog_file import write_catalog
+from trainer.data.contract import catalog_columns, event_columns, list_parts, sequence_columns
+from trainer.data.foreign_ids import check_ids
+from trainer.data.prepared_files import fingerprint
+from trainer.data.row_groups import RowGroups, one_array
+from trainer.data.schema import DECLARATION, ITEM_ROW, RAW_ITEM_ID, SPLITS, TRAIN_COUNT, Feature, Schema, check_features
+from trainer.errors import UserError
+
+_REMEDY = "write it after docs/prepared_folder.md"
+
+
+def complete_folder(config: ForeignConfig, memory_limit: str) -> Schema:
+    """Checks every row of config.dir, then writes catalog.arrow and, last, schema.json.
+
+    Args:
+        config: The folder.
+        memory_limit: What DuckDB may hold in memory while it looks for duplicate ids.
+
+    Raises:
+        UserError: something is not as the contract has it, or the folder is complete already.
+    """
+    folder = Path(config.dir)
+    if (folder / "schema.json").exists():
+        remedy = f"train on it; to check it again, rm {folder}/schema.json"
+        raise UserError("data.dir", folder, "a folder that is not complete yet", remedy)
+    schema = _declared(folder)
+    schema, items, splits, sequences = _open(folder, schema)
+    train_count = np.zeros(schema.num_items, np.int64)
+    for split, rows in splits.items():
+        for table in _read(rows, f"events/{split}"):
+            if split == "train":
+                np.add.at(train_count, one_array(table, ITEM_ROW).to_numpy(), 1)
+    in_sequences = np.zeros(schema.num_items, np.int64)
+    for number, table in enumerate(_read(sequences, "sequences")):
+        _check_lengths(folder, number, table, schema)
+        np.add.at(in_sequences, _positives(table), 1)
+    if not splits["train"].num_rows:
+        train_count = in_sequences
+    schema = replace(schema, num_events=schema.num_events | {"train": int(train_count.sum())})
+    check_ids(folder, schema, memory_limit)
+    partial = folder / "catalog.arrow.partial"
+    write_catalog(partial, _catalog_batches(_read(items, "catalog"), schema, train_count))
+    os.replace(partial, folder / "catalog.arrow")
+    schema = replace(schema, fingerprint=fingerprint(folder))
+    (folder / "schema.json.partial").write_text(schema.to_json())
+    os.replace(folder / "schema.json.partial", folder / "schema.json")
+    return schema
+
+
+def _declared(folder: Path) -> Schema:
+    """What features.json says, with nothing counted yet."""
+    path = folder / DECLARATION
+    if not path.is_file():
+        raise UserError("data.dir", folder, f"a folder with {DECLARATION}", _REMEDY)
+    try:
+        content = json.loads(path.read_text())
+        features = tuple(Feature(**feature) for feature in content["features"])
+        check_features(features)
+        for name in ("user_id_type", "item_id_type"):
+            if content[name] not in ("int64", "string"):
+                raise ValueError(f"{name}={content[name]} is neither int64 nor string")
+        length = int(content.get("sequence_length", 0))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(str(path), "unfit", f"features and types of ids as the contract has them ({error})",
+                        _REMEDY) from None  # fmt: skip
+    return Schema(features, 0, {}, 0, length, content["user_id_type"], content["item_id_type"], fingerprint="")
+
+
+def _open(folder: Path, schema: Schema) -> tuple[Schema, RowGroups, dict[str, RowGroups], RowGroups]:
+    """Opens all files and counts their rows: the schema, the items, the splits and the sequences.
+
+    Raises:
+        UserError: files are missing, or their footers show that they break the contract.
+    """
+    columns = {name: column for name, column in catalog_columns(schema).items() if name != TRAIN_COUNT}
+    items = RowGroups(folder / "catalog", columns)
+    schema = replace(schema, num_items=items.num_rows)
+    splits = {split: RowGroups(folder / "events" / split, event_columns(schema, split)) for split in SPLITS}
+    sequences = RowGroups(folder / "sequences", sequence_columns(schema))
+    found = {"catalog": items, "events/validation": splits["validation"], "events/test": splits["test"]}
+    found["events/train"] = splits["train"] if splits["train"].num_rows else sequences
+    for name, rows in found.items():
+        if not rows.num_rows:
+            raise UserError("data.dir", folder, f"rows in {folder / name}/part-*.parquet", _REMEDY)
+    num_events = {split: rows.num_rows for split, rows in splits.items()}
+    return replace(schema, num_events=num_events, num_sequences=sequences.num_rows), items, splits, sequences
+
+
+def _read(rows: RowGroups, name: str) -> Iterator[pa.Table]:
+    """Every row group, checked as it is read, behind a progress bar."""
+    groups = range(len(rows.sizes))
+    return (rows.read(group) for group in tqdm(groups, desc=name, unit="row group", disable=not rows.num_rows))
+
+
+def _check_lengths(folder: Path, row_group: int, table: pa.Table, schema: Schema) -> None:
+    """A sequence has one of everything for each of its events."""
+    _, offsets = list_parts(one_array(table, ITEM_ROW))
+    for feature in schema.side("query"):
+        if feature.per_event and feature.kind != "history":
+            _, others = list_parts(one_array(table, feature.name))
+            if not np.array_equal(offsets, others):
+                row = int(np.argmax(np.diff(offsets) != np.diff(others)))
+                where = f"{folder / 'sequences'} row group {row_group} column {feature.name} row {row}"
+                expected = f"the {np.diff(offsets)[row]} of {ITEM_ROW}"
+                raise UserError(where, f"a list of {np.diff(others)[row]}", expected, _REMEDY)
+
+
+def _positives(table: pa.Table) -> NDArray[np.int64]:
+    """Items of all events of sequences but the first of each, which only leads to the others."""
+    values, offsets = list_parts(one_array(table, ITEM_ROW))
+    items = np.delete(values.to_numpy(), offsets[:-1])
+    return items[items >= 0]
+
+
+def _catalog_batches(
+    tables: Iterator[pa.Table], schema: Schema, train_count: NDArray[np.int64]
+) -> Iterator[pa.RecordBatch]:
+    """The items in the columns that prepare would write."""
+    start = 0
+    for table in tables:
+        columns = {RAW_ITEM_ID: one_array(table, RAW_ITEM_ID)}
+        columns[TRAIN_COUNT] = pa.array(train_count[start : start + len(table)])
+        for feature in schema.side("candidate"):
+            column = one_array(table, feature.name)
+            if feature.kind == "vector":  # few engines know lists of a fixed size
+                column = pa.FixedSizeListArray.from_arrays(list_parts(column)[0], feature.dim)
+            columns[feature.name] = column
+        start += len(table)
+        yield pa.record_batch(columns)
