@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from trainer.data.catalog_file import CHECKSUM, checksum
 from trainer.data.contract import Column, catalog_columns, is_list
 from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
 from trainer.errors import UserError
@@ -25,17 +26,14 @@ class Catalog:
         path = Path(data_dir) / "catalog.arrow"
         remedy = "prepare the data anew; catalogue, vocabulary and events must come from one run of prepare"
         try:
-            self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            self._table, batches = file.read_all(), file.num_record_batches
         except (OSError, pa.ArrowException) as error:
             raise UserError("data.dir", data_dir, f"a readable catalog.arrow ({error})", remedy) from None
-        columns = catalog_columns(schema)
-        missing = [name for name in columns if name not in self._table.column_names]
-        if missing or self._table.num_rows != schema.num_items or self._table.column(0).num_chunks != 1:
+        columns, there = catalog_columns(schema), self._table.column_names
+        if not columns.keys() <= set(there) or self._table.num_rows != schema.num_items or batches != 1:
             expected = f"{schema.num_items} rows in one record batch, with columns {', '.join(columns)}"
-            found = (
-                f"{self._table.num_rows} in {self._table.column(0).num_chunks}, {', '.join(self._table.column_names)}"
-            )
-            raise UserError(str(path), found, expected, remedy)
+            raise UserError(str(path), f"{self._table.num_rows} in {batches}, {', '.join(there)}", expected, remedy)
         for name, column in columns.items():
             if not column.accepts(self._table.schema.field(name).type):
                 raise UserError(f"{path} column {name}", self._table.schema.field(name).type, column.expected, remedy)
@@ -52,6 +50,9 @@ class Catalog:
             values.validate(full=is_list(values.type) and not floats)
         except pa.ArrowInvalid as error:
             raise UserError(f"{path} column {name}", "damaged", f"sound Arrow data ({error})", remedy) from None
+        stated = (self._table.schema.field(name).metadata or {}).get(CHECKSUM)
+        if stated is not None and not floats and stated != str(checksum(values)).encode():
+            raise UserError(f"{path} column {name}", "damaged", "the bytes that were written", remedy)
         found = None if floats else column.first_wrong(values)
         if found is not None:
             row, value, expected = found

@@ -1,5 +1,6 @@
 """Writing catalog.arrow in bounded memory: one record batch, so that each column is one piece of memory once mapped."""
 
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -9,6 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.contract import list_parts, string_parts
+
+CHECKSUM = b"crc32"
+"""Key of a field's metadata."""
 
 
 def write_catalog(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
@@ -32,7 +36,10 @@ def write_catalog(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
                     spools[name] = _Spool(path.with_name(f"{path.name}.{len(spools)}"), column.type)
                 spools[name].append(column)
         columns = {name: spool.column() for name, spool in spools.items()}
-        fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
+        fields = [
+            pa.field(name, column.type, nullable=False, metadata={CHECKSUM: str(checksum(column))})
+            for name, column in columns.items()
+        ]
         whole = pa.record_batch(list(columns.values()), schema=pa.schema(fields))
         with pa.ipc.new_file(path, whole.schema) as writer:
             writer.write_batch(whole)
@@ -40,6 +47,15 @@ def write_catalog(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     finally:
         for spool in spools.values():
             spool.remove()
+
+
+def checksum(column: pa.Array) -> int:
+    """CRC-32 of all that a column's buffers hold."""
+    result = 0
+    for buffer in column.buffers():
+        if buffer is not None:
+            result = zlib.crc32(buffer, result)
+    return result
 
 
 class _Spool:

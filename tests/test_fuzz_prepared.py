@@ -1,0 +1,95 @@
+"""A prepared folder damaged at random is refused with one message, or read as it was: never misread, never a crash.
+
+What may differ unnoticed are the floats of the catalogue, which nobody wants to read whole at every start, and what no
+reader looks at. TWO_TOWER_FUZZ=5000 makes it a long run.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.damage import damage
+from tests.shop import IDS, candidate, query
+from trainer.config import GeneratedConfig, PrepareConfig
+from trainer.data.assembly import BatchAssembler
+from trainer.data.catalog import Catalog
+from trainer.data.events import TrainingReader
+from trainer.data.order import TrainingOrder
+from trainer.data.row_groups import open_events
+from trainer.data.schema import read_schema
+from trainer.errors import UserError
+from trainer.prepare import prepare
+
+CASES = int(os.environ.get("TWO_TOWER_FUZZ", 60))
+
+
+def everything(folder: Path) -> list:
+    """All that training and evaluation read of a folder, but for the catalogue's floats."""
+    schema = read_schema(folder)
+    catalog = Catalog(folder, schema)
+    assembler = BatchAssembler(schema, schema.features, catalog)
+    files = open_events(folder, schema, "train", assembler.event_columns)
+    order = TrainingOrder(files.sizes, 100, 4, 0)
+    read: list = [files.sizes, schema.num_events, schema.fingerprint, [f.name for f in schema.features]]
+    for batch in islice(TrainingReader(files, assembler, order, 0.0, 0, 1).batches(0), order.steps(1)):
+        read += [batch.sparse_features.values().tolist(), batch.candidate_row.tolist(), batch.query_dense.tolist()]
+        read.append(batch.candidate_log_q.tolist())
+    for split in ("validation", "test"):
+        rows = open_events(folder, schema, split)
+        read += [rows.read(group).to_pydict() for group in range(len(rows.sizes))]
+    read.append(catalog.raw_ids(np.arange(len(catalog))).to_pylist())
+    return json.loads(json.dumps(read))
+
+
+def outcome(folder: str) -> str | list:
+    """What a user would see."""
+    try:
+        return everything(Path(folder))
+    except UserError as error:
+        return str(error)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz") / "sound"
+    features = IDS | {"age": query("numeric"), "category": candidate("categorical"), "tags": candidate("categorical"),
+                      "title": candidate("text", dim=8)}  # fmt: skip
+    config = GeneratedConfig(dir=str(folder), features=features, users=100, items=200, row_group_size=500)
+    prepare(PrepareConfig(data=config))
+    return folder
+
+
+def test_a_damaged_folder_is_refused_or_read_as_it_was(sound: Path, tmp_path: Path) -> None:
+    expected = everything(sound)
+    files = [path for path in sorted(sound.rglob("*")) if path.is_file() and "vocabulary" not in path.parts]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    refused = 0
+    with context.Pool(1, maxtasksperchild=200) as pool:
+        for case in range(CASES):
+            rng = np.random.default_rng(case)
+            folder = shutil.copytree(sound, tmp_path / "case")
+            spoiled = folder / files[rng.integers(len(files))].relative_to(sound)
+            spoiled.write_bytes(damage(spoiled.read_bytes(), rng))
+            # Whatever is no UserError is raised here; a process that crashes leaves its result out, hence the timeout.
+            found = pool.apply_async(outcome, (str(folder),)).get(timeout=60)
+            refused += isinstance(found, str)
+            assert isinstance(found, str) or found == expected, f"case {case}: {spoiled.name} is misread"
+            shutil.rmtree(folder)
+    assert refused > 0.5 * CASES
+
+
+def test_the_check_would_see_a_misreading(sound: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sound, tmp_path / "case")
+    schema = json.loads((folder / "schema.json").read_text())
+    (folder / "schema.json").write_text(json.dumps(schema | {"fingerprint": "another"}))
+    assert outcome(str(folder)) != everything(sound)
+    with pa.memory_map(str(folder / "catalog.arrow")) as file:
+        assert pa.ipc.open_file(file).num_record_batches == 1
