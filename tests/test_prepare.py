@@ -4,7 +4,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.shop import IDS, Columns, candidate, catalog, events_of, prepare_shop, query, rows, vocabulary
+from tests.shop import IDS, candidate, catalog, events_of, prepare_shop, query, rows, vocabulary
 from trainer.config import CONFIG_DIR, ColumnsConfig, FeatureConfig, GeneratedConfig, PrepareConfig, SplitConfig
 from trainer.data import preparation
 from trainer.data.engine import Connection
@@ -23,96 +22,6 @@ from trainer.data.prepared_files import regroup, write_parts
 from trainer.data.schema import SPLITS, read_schema
 from trainer.errors import UserError
 from trainer.prepare import prepare
-
-# --- an oracle in plain Python ---------------------------------------------------------------------------------------
-
-Event = tuple[int, int, int]  # user, item, timestamp; their order is the order of input
-
-
-def by_user(events: list[Event]) -> dict[int, list[Event]]:
-    users: dict[int, list[Event]] = {}
-    for event in sorted(events, key=lambda event: event[2]):  # stable: ties stay in order of input
-        users.setdefault(event[0], []).append(event)
-    return users
-
-
-def leave_one_out(events: list[Event]) -> dict[str, list[tuple[Event, list[int]]]]:
-    """Of each split, the events and the items that their users had before."""
-    splits: dict[str, list[tuple[Event, list[int]]]] = {split: [] for split in SPLITS}
-    for theirs in by_user(events).values():
-        for position, event in enumerate(theirs):
-            left = len(theirs) - position
-            split = "train" if len(theirs) < 3 or left > 2 else "validation" if left == 2 else "test"
-            splits[split].append((event, [item for _, item, _ in theirs[:position]]))
-    return splits
-
-
-def as_columns(events: list[Event]) -> Columns:
-    return dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*events, strict=True)), strict=True))
-
-
-EVENTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(-5, 5)), min_size=3, max_size=30).filter(
-    lambda events: max(Counter(user for user, _, _ in events).values()) >= 3
-)
-
-
-@given(events=EVENTS, min_count=st.integers(1, 3), length=st.integers(1, 4))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_rows_equal_those_of_plain_python(tmp_path: Path, events: list[Event], min_count: int, length: int) -> None:
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    features = {
-        "user_id": query("id", min_count=min_count),
-        "item_id": candidate("id", min_count=min_count),
-        "history": query("history", length=length),
-    }
-    schema = prepare_shop(tmp_path, as_columns(events), features=features)
-    expected = leave_one_out(events)
-    items = [row["raw_item_id"] for row in catalog(tmp_path)]
-    assert sorted(items) == sorted({item for _, item, _ in events})
-
-    trained = [event for event, _ in expected["train"]]
-    for column, table in enumerate(("user_id", "item_id")):
-        counts = Counter(event[column] for event in trained)
-        indices = vocabulary(tmp_path, table)
-        assert set(indices) == {value for value, count in counts.items() if count >= min_count}
-        assert sorted(indices.values()) == list(range(1, len(indices) + 1))
-    users, item_indices = vocabulary(tmp_path, "user_id"), vocabulary(tmp_path, "item_id")
-    for row in catalog(tmp_path):
-        assert row["train_count"] == sum(item == row["raw_item_id"] for _, item, _ in trained)
-        assert row["item_id"] == item_indices.get(row["raw_item_id"], 0)
-
-    for split in SPLITS:
-        found = []
-        for row in rows(tmp_path, split):
-            item, history = items[row["item_row"]], [items[place] for place in row["history"]]
-            key: tuple[Any, ...] = (row["user_id"], item, row["timestamp"], history)
-            if split != "train":
-                key = (*key, row["raw_user_id"], [items[place] for place in row["seen"]])
-            found.append(key)
-        wanted: list[tuple[Any, ...]] = []
-        for (user, item, timestamp), before in expected[split]:
-            key = (users.get(user, 0), item, timestamp, before[-length:])
-            wanted.append(key if split == "train" else (*key, user, before))
-        assert sorted(found) == sorted(wanted)
-        assert schema.num_events[split] == len(wanted)
-    assert [row["timestamp"] for row in rows(tmp_path, "test")] == sorted(
-        row["timestamp"] for row in rows(tmp_path, "test")
-    )
-
-
-@given(events=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 9)), min_size=10, max_size=30))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_split_by_time_cuts_the_order_of_time_at_the_shares(tmp_path: Path, events: list[Event]) -> None:
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    prepare_shop(tmp_path, as_columns(events), split=SplitConfig(by="time", validation=0.2, test=0.3))
-    ordered = sorted(events, key=lambda event: event[2])
-    first_test = len(events) - round(0.3 * len(events))
-    first_validation = first_test - round(0.2 * len(events))
-    items = [row["raw_item_id"] for row in catalog(tmp_path)]
-    for split, part in (("validation", ordered[first_validation:first_test]), ("test", ordered[first_test:])):
-        found = [(row["raw_user_id"], items[row["item_row"]], row["timestamp"]) for row in rows(tmp_path, split)]
-        assert found == part  # and in that order
-
 
 # --- features --------------------------------------------------------------------------------------------------------
 
@@ -509,12 +418,6 @@ def test_errors_name_field_value_expectation_and_remedy(tmp_path: Path, name: st
     with pytest.raises(UserError, match=message):
         prepare_shop(tmp_path, **({"events": events_of(1), "items": ITEMS} | given))
     assert {path.suffix for path in tmp_path.iterdir()} <= {".parquet"}
-
-
-def test_split_by_time_needs_timestamps(tmp_path: Path) -> None:
-    events = {"user_id": [1] * 4, "item_id": [1, 2, 3, 4]}
-    with pytest.raises(UserError, match=r"data.split.by=time: expected events with timestamps"):
-        prepare_shop(tmp_path, events, columns=ColumnsConfig(timestamp=None), split=SplitConfig(by="time"))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
