@@ -69,5 +69,5 @@ def sequences(users: dict[int, list[Assigned]], length: int, seed: int = 0) -> l
         number = 0
         while len(left) > 1:
             found[md5_lower(f"{seed}:{user}:{number}")] = left[-length:]
-            left, number = left[: len(left) - length + 1], number + 1
+            left, number = left[: max(len(left) - length + 1, 0)], number + 1
     return [found[key] for key in sorted(found)]

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -141,6 +142,51 @@ def test_vectors_and_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert [sum(value**2 for value in by_id[item]["title"]) for item in (1, 2, 3, 4)] == pytest.approx([1, 0, 0, 1])
     assert sum(value**2 for value in rows(tmp_path, "test")[0]["words"]) == pytest.approx(1)
     assert "feature image: missing in 1 items" in capsys.readouterr().out
+
+
+def test_vectors_of_half_the_size(tmp_path: Path) -> None:
+    image = [[1.1, -65519.0], None, [6e-8, 1 / 3], [65504.0, 0.0]]
+    items = {"item_id": [1, 2, 3, 4], "image": image, "title": ["a b", None, "", "b c"]}
+    events = events_of(1) | {"words": ["one", "two three", None, "four"]}
+
+    def features(dtype: str) -> dict[str, FeatureConfig]:
+        return {
+            "image": candidate("vector", dtype=dtype),
+            "title": candidate("text", dim=16, dtype=dtype),
+            "words": query("text", dim=8, dtype=dtype),
+        }
+
+    found = {}
+    for dtype in ("float32", "float16"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        schema = prepare_shop(tmp_path, events, items, features=features(dtype))
+        assert {feature.dtype for feature in schema.features if feature.kind == "vector"} == {dtype}
+        stored = pa.ipc.open_file(tmp_path / "out/catalog.arrow").schema.field("image").type
+        element = pa.float16() if dtype == "float16" else pa.float32()
+        assert stored == pa.list_(pa.field("element", element, nullable=False), 2)
+        found[dtype] = sorted(catalog(tmp_path), key=lambda row: row["raw_item_id"]), rows(tmp_path, "train")
+    for wide, narrow in zip(*found.values(), strict=True):
+        for full, half in zip(wide, narrow, strict=True):
+            for name in {"image", "title", "words"} & set(full):
+                assert half[name] == np.array(full[name], np.float16).tolist()
+
+
+def test_lengths_and_what_is_the_events_own_are_in_the_schema(tmp_path: Path) -> None:
+    events = events_of(1, 2)
+    events |= {"tags": [["a", "b"]] * 8, "device": ["x"] * 8}
+    users = {"user_id": [1, 2], "interests": [["a"], ["b"]], "age": [1, 2]}
+    features = {
+        "tags": query("categorical", max_values=2),
+        "device": query("categorical"),
+        "again": query("categorical", column="user_id"),
+        "interests": query("categorical"),
+        "age": query("numeric"),
+        "hour": query("hour"),
+    }
+    schema = prepare_shop(tmp_path, events, None, users, features)
+    lengths = {feature.name: feature.length for feature in schema.features if feature.length}
+    assert lengths == {"history": 3, "tags": 2, "interests": 100}
+    assert {feature.name for feature in schema.features if feature.per_event} == {"tags", "device", "hour"}
 
 
 def test_events_without_timestamps_are_in_order_of_input(tmp_path: Path) -> None:
@@ -353,6 +399,53 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "split": ({"split": SplitConfig(by="item")}, r"data.split.by=item: expected one of leave_one_out, time, user"),
     "shares": ({"split": SplitConfig(by="time", validation=0.5, test=0.5)}, r"shares that leave something to train on"),
     "share": ({"split": SplitConfig(by="time", test=1.5)}, r"data.split.test=1.5: expected a share in \(0, 1\)"),
+    "buckets": (
+        {"features": {"title": candidate("categorical", hash_buckets=0)}},
+        r"title.hash_buckets=0: expected a number from 1 to 2147483646",
+    ),
+    "too many buckets": (
+        {"features": {"item_id": candidate("id", hash_buckets=2**31 - 1)}},
+        r"item_id.hash_buckets=2147483647: expected a number from 1 to 2147483646",
+    ),
+    "hashed and counted": (
+        {"features": {"item_id": candidate("id", hash_buckets=10, min_count=2)}},
+        r"data.features.item_id.min_count=2: expected 1, for hashing counts no values",
+    ),
+    "hashed number": (
+        {"features": {"price": candidate("numeric", hash_buckets=10)}},
+        r"price.hash_buckets=10: expected kind id or categorical for it, not numeric",
+    ),
+    "element type": (
+        {"features": {"title": candidate("text", dtype="float64")}},
+        r"title.dtype=float64: expected one of float32, float16",
+    ),
+    "element type of a number": (
+        {"features": {"price": candidate("numeric", dtype="float16")}},
+        r"price.dtype=float16: expected kind vector or text for it",
+    ),
+    "beyond float16": (
+        {
+            "items": ITEMS | {"image": [[1.0, 2.0], [3.0, -65519.0], [65520.0, 0.0], [1e9, -1e9]]},
+            "features": {"image": candidate("vector", dtype="float16")},
+        },
+        r"image.dtype=float16, with larger numbers in 2 items \(such as item_id 3\): expected numbers up to 65504",
+    ),
+    "max_values": ({"features": {"title": candidate("categorical", max_values=0)}}, r"title.max_values=0"),
+    "too many values": (
+        {
+            "items": ITEMS | {"tags": [["a"] * 3, ["a", None, "b"], None, ["a"] * 5]},
+            "features": {"tags": candidate("categorical", max_values=2)},
+        },
+        r"data.features.tags.max_values=2, with more in 2 items \(such as item_id 1\): expected at least 5, .*"
+        r"set data.features.tags.max_values=5",
+    ),
+    "too many values of an event": (
+        {
+            "events": events_of(1) | {"context": ["a", "b", "a|b|c", "a|b"]},
+            "features": {"context": query("categorical", separator="|", max_values=2)},
+        },
+        r"context.max_values=2, with more in 1 events \(such as seq 2\): expected at least 3",
+    ),
     "policy": ({"unknown_items": "skip"}, r"data.unknown_items=skip: expected one of error, drop, out_of"),
     "row groups": ({"row_group_size": 0}, r"data.row_group_size=0"),
     "memory": ({"memory_limit": "lots"}, r"memory_limit=lots: expected an amount like 4GB"),
