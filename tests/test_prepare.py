@@ -276,7 +276,8 @@ def test_parts_are_limited(tmp_path: Path) -> None:
     assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "parts").iterdir())] == [8, 8, 4]
 
 
-def test_threads_and_memory_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", ["event", "sequence"])
+def test_threads_and_memory_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
     open_engine = preparation.open_engine
     contents = []
     for threads, memory_limit in ((1, "200MB"), (4, "2GB")):
@@ -287,8 +288,16 @@ def test_threads_and_memory_do_not_change_a_byte(tmp_path: Path, monkeypatch: py
             return connection
 
         monkeypatch.setattr(preparation, "open_engine", with_threads)
-        features = IDS | {"age": query("numeric"), "price": candidate("numeric"), "tags": candidate("categorical")}
-        config = GeneratedConfig(dir=str(tmp_path / str(threads)), features=features, users=10_000)
+        features = IDS | {
+            "user_id": query("id", hash_buckets=5_000),
+            "age": query("numeric"),
+            "hour": query("hour"),
+            "price": candidate("numeric"),
+            "tags": candidate("categorical"),
+        }
+        config = GeneratedConfig(
+            dir=str(tmp_path / str(threads)), features=features, users=10_000, layouts=[layout], sequence_length=8
+        )
         prepare(PrepareConfig(data=config, memory_limit=memory_limit))
         files = sorted(path for path in (tmp_path / str(threads)).rglob("*") if path.is_file())
         contents.append({str(path.relative_to(tmp_path / str(threads))): path.read_bytes() for path in files})

@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 
 from tests import oracle
 from tests.oracle import EVENTS, Event, as_columns, assign
-from tests.shop import candidate, catalog, events_of, prepare_shop, query, rows, sequences, vocabulary
-from trainer.config import ColumnsConfig, GeneratedConfig, PrepareConfig, SplitConfig
-from trainer.data import preparation
+from tests.shop import catalog, events_of, prepare_shop, query, rows, sequences, vocabulary
+from trainer.config import ColumnsConfig, SplitConfig
 from trainer.data import sequences as sequences_module
-from trainer.data.engine import Connection
 from trainer.errors import UserError
-from trainer.prepare import prepare
 
 FEATURES = {
     "spent": query("numeric"),
@@ -153,27 +150,6 @@ def test_events_without_timestamps_and_users_with_one_event(tmp_path: Path, caps
     assert [items[place] for place in row["item_row"]] == [9, 8, 7]
     assert "timestamp" not in row
     assert "sequences: 1 users have none, for they have a single training event" in capsys.readouterr().out
-
-
-def test_threads_and_memory_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_engine = preparation.open_engine
-    contents = []
-    for threads, memory_limit in ((1, "200MB"), (4, "2GB")):
-
-        def with_threads(folder: Path, limit: str, threads: int = threads) -> Connection:
-            connection = open_engine(folder, limit)
-            connection.execute(f"SET threads = {threads}")
-            return connection
-
-        monkeypatch.setattr(preparation, "open_engine", with_threads)
-        features = {"age": query("numeric"), "hour": query("hour"), "item_id": candidate("id", hash_buckets=500)}
-        config = GeneratedConfig(
-            dir=str(tmp_path / str(threads)), features=features, users=5_000, layouts=["sequence"], sequence_length=8
-        )
-        prepare(PrepareConfig(data=config, memory_limit=memory_limit))
-        files = sorted(path for path in (tmp_path / str(threads)).rglob("*") if path.is_file())
-        contents.append({str(path.relative_to(tmp_path / str(threads))): path.read_bytes() for path in files})
-    assert contents[0] == contents[1]
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_unknown_items_out_of_vocabulary_are_told(tmp_path: Path, capsys: pytest
     schema = prepare_shop(tmp_path, events, {"item_id": [1, 2, 3, 5]}, unknown_items="out_of_vocabulary")
     told = capsys.readouterr().out
     assert "users     1\n" in told  # the other has nothing but an unknown item
-    assert "in histories alone, as out of vocabulary: 2 events that name 2 unknown items, such as 4, 99" in told
+    assert "kept in histories alone, as out of vocabulary: 2 events that name 2 unknown items, such as 4, 99" in told
     assert schema.num_events == {"train": 2, "validation": 1, "test": 1}
     (test,) = rows(tmp_path, "test")
     assert [place < 0 for place in test["history"]] == [False, False, True]  # items 2, 3 and 4

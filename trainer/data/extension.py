@@ -129,8 +129,8 @@ def _declared(feature: FeatureConfig, before: Feature) -> list[tuple[str, Any, A
         ("kind", stored_as.get(feature.kind, feature.kind), before.kind),
     ]
     if before.kind in ("id", "categorical"):
-        was = before.num_embeddings - 1 if before.hashed else None
-        facts.append(("hash_buckets", feature.hash_buckets, was))
+        was = before.num_embeddings - 1 if before.hashed else "null"
+        facts.append(("hash_buckets", feature.hash_buckets or "null", was))
     if before.kind == "numeric":
         facts.append(("log1p", feature.log1p, before.log1p))
     if feature.kind == "text":

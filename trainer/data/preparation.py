@@ -137,18 +137,18 @@ def _run(
     """Writes everything but schema.json into `folder`; `engine` is for what is not kept."""
     stages.begin("reading")
     source = read(connection)
-    inputs, notes = resolve(connection, config)
-    notes = [*source.notes, *notes, *extended.check_inputs(connection, inputs)]
+    inputs, left_out = resolve(connection, config)
+    notes = [*source.notes, *left_out, *extended.check_inputs(connection, inputs)]
     notes += read_tables(connection, config, source, inputs)
     stages.begin("ordering")
     order_events(connection, config.split, config.seed)
     num_events = count_splits(connection)
-    notes += count_trained_users(connection) if "sequence" in config.layouts else []
+    if "sequence" in config.layouts:
+        notes += count_trained_users(connection)
     stages.begin("vocabularies")
     table_rows, told = size_tables(connection, inputs, extended, config.seed)
-    write_vocabularies(
-        connection, folder / "vocabulary", [feature.name for feature in inputs if feature.has_vocabulary]
-    )
+    vocabularies = [feature.name for feature in inputs if feature.has_vocabulary]
+    write_vocabularies(connection, folder / "vocabulary", vocabularies)
     item_id = next(feature for feature in inputs if (feature.side, feature.kind) == ("candidate", "id"))
     encoders = [ColumnEncoder(connection, feature, item_id, table_rows) for feature in inputs]
     extended.check_dims(encoder.feature() for encoder in encoders)

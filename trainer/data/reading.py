@@ -135,7 +135,7 @@ def _check_unknown_items(connection: Connection, config: PreparedConfig) -> list
     if events == every:
         raise UserError("events.item_id", told, "some events of known items", "check that both name items the same way")
     if config.unknown_items == "out_of_vocabulary":
-        return [f"in histories alone, as out of vocabulary: {told}"]
+        return [f"kept in histories alone, as out of vocabulary: {told}"]
     connection.execute("DELETE FROM read_events WHERE item_id NOT IN (SELECT item_id FROM catalog)")
     return [f"dropped {told}"]
 

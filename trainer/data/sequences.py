@@ -49,8 +49,10 @@ def sequence_batches(
 def _query(connection: Connection, encoders: list[ColumnEncoder], config: PreparedConfig) -> str:
     """SQL of the events of all rows, one row's after another's; `begins` is where one begins.
 
-    Sorted in the engine, which spills, rather than collected into lists, which it keeps in memory.
+    `back` counts a user's events from the last training event, and `number` their rows, of which an event that ends
+    one and begins the next has two.
     """
+    # Sorted in the engine, which spills, rather than collected into lists, which it keeps in memory.
     step = config.sequence_length - 1  # events from the end of a row to that of the next
     time = "timestamp," if "timestamp" in columns(connection, "events") else ""
     selected = ""
@@ -65,8 +67,8 @@ def _query(connection: Connection, encoders: list[ColumnEncoder], config: Prepar
             FROM events WHERE split = 'train' GROUP BY user_id HAVING count(*) > 1
         ), members AS (
             SELECT events.*, first, last, last - position AS back,
-                   unnest(range(greatest(last - position - 1, 0) // {step},
-                                least(last - position, last - first - 1) // {step} + 1)) AS number
+                   unnest(range(greatest(back - 1, 0) // {step},
+                                least(back, last - first - 1) // {step} + 1)) AS number
             FROM events JOIN trained USING (user_id) WHERE position BETWEEN first AND last
         ), numbered AS (
             SELECT *, back = least(last - first, (number + 1) * {step}) AS begins FROM members
