@@ -70,6 +70,12 @@ def rows(folder: Path, split: str) -> list[dict[str, Any]]:
     return [row for part in parts for row in pq.read_table(part).to_pylist()]
 
 
+def sequences(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the sequences, file after file."""
+    parts = sorted((folder / "out" / "sequences").glob("part-*.parquet"))
+    return [row for part in parts for row in pq.read_table(part).to_pylist()]
+
+
 def catalog(folder: Path) -> list[dict[str, Any]]:
     """The rows of the catalogue."""
     with pa.memory_map(str(folder / "out" / "catalog.arrow")) as file:

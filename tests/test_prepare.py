@@ -4,18 +4,18 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.shop import IDS, Columns, candidate, catalog, events_of, prepare_shop, query, rows, vocabulary
+from tests.shop import IDS, candidate, catalog, events_of, prepare_shop, query, rows, vocabulary
 from trainer.config import CONFIG_DIR, ColumnsConfig, FeatureConfig, GeneratedConfig, PrepareConfig, SplitConfig
 from trainer.data import preparation
 from trainer.data.engine import Connection
@@ -23,96 +23,6 @@ from trainer.data.prepared_files import regroup, write_parts
 from trainer.data.schema import SPLITS, read_schema
 from trainer.errors import UserError
 from trainer.prepare import prepare
-
-# --- an oracle in plain Python ---------------------------------------------------------------------------------------
-
-Event = tuple[int, int, int]  # user, item, timestamp; their order is the order of input
-
-
-def by_user(events: list[Event]) -> dict[int, list[Event]]:
-    users: dict[int, list[Event]] = {}
-    for event in sorted(events, key=lambda event: event[2]):  # stable: ties stay in order of input
-        users.setdefault(event[0], []).append(event)
-    return users
-
-
-def leave_one_out(events: list[Event]) -> dict[str, list[tuple[Event, list[int]]]]:
-    """Of each split, the events and the items that their users had before."""
-    splits: dict[str, list[tuple[Event, list[int]]]] = {split: [] for split in SPLITS}
-    for theirs in by_user(events).values():
-        for position, event in enumerate(theirs):
-            left = len(theirs) - position
-            split = "train" if len(theirs) < 3 or left > 2 else "validation" if left == 2 else "test"
-            splits[split].append((event, [item for _, item, _ in theirs[:position]]))
-    return splits
-
-
-def as_columns(events: list[Event]) -> Columns:
-    return dict(zip(("user_id", "item_id", "timestamp"), map(list, zip(*events, strict=True)), strict=True))
-
-
-EVENTS = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(-5, 5)), min_size=3, max_size=30).filter(
-    lambda events: max(Counter(user for user, _, _ in events).values()) >= 3
-)
-
-
-@given(events=EVENTS, min_count=st.integers(1, 3), length=st.integers(1, 4))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_rows_equal_those_of_plain_python(tmp_path: Path, events: list[Event], min_count: int, length: int) -> None:
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    features = {
-        "user_id": query("id", min_count=min_count),
-        "item_id": candidate("id", min_count=min_count),
-        "history": query("history", length=length),
-    }
-    schema = prepare_shop(tmp_path, as_columns(events), features=features)
-    expected = leave_one_out(events)
-    items = [row["raw_item_id"] for row in catalog(tmp_path)]
-    assert sorted(items) == sorted({item for _, item, _ in events})
-
-    trained = [event for event, _ in expected["train"]]
-    for column, table in enumerate(("user_id", "item_id")):
-        counts = Counter(event[column] for event in trained)
-        indices = vocabulary(tmp_path, table)
-        assert set(indices) == {value for value, count in counts.items() if count >= min_count}
-        assert sorted(indices.values()) == list(range(1, len(indices) + 1))
-    users, item_indices = vocabulary(tmp_path, "user_id"), vocabulary(tmp_path, "item_id")
-    for row in catalog(tmp_path):
-        assert row["train_count"] == sum(item == row["raw_item_id"] for _, item, _ in trained)
-        assert row["item_id"] == item_indices.get(row["raw_item_id"], 0)
-
-    for split in SPLITS:
-        found = []
-        for row in rows(tmp_path, split):
-            item, history = items[row["item_row"]], [items[place] for place in row["history"]]
-            key: tuple[Any, ...] = (row["user_id"], item, row["timestamp"], history)
-            if split != "train":
-                key = (*key, row["raw_user_id"], [items[place] for place in row["seen"]])
-            found.append(key)
-        wanted: list[tuple[Any, ...]] = []
-        for (user, item, timestamp), before in expected[split]:
-            key = (users.get(user, 0), item, timestamp, before[-length:])
-            wanted.append(key if split == "train" else (*key, user, before))
-        assert sorted(found) == sorted(wanted)
-        assert schema.num_events[split] == len(wanted)
-    assert [row["timestamp"] for row in rows(tmp_path, "test")] == sorted(
-        row["timestamp"] for row in rows(tmp_path, "test")
-    )
-
-
-@given(events=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 9)), min_size=10, max_size=30))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_split_by_time_cuts_the_order_of_time_at_the_shares(tmp_path: Path, events: list[Event]) -> None:
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    prepare_shop(tmp_path, as_columns(events), split=SplitConfig(by="time", validation=0.2, test=0.3))
-    ordered = sorted(events, key=lambda event: event[2])
-    first_test = len(events) - round(0.3 * len(events))
-    first_validation = first_test - round(0.2 * len(events))
-    items = [row["raw_item_id"] for row in catalog(tmp_path)]
-    for split, part in (("validation", ordered[first_validation:first_test]), ("test", ordered[first_test:])):
-        found = [(row["raw_user_id"], items[row["item_row"]], row["timestamp"]) for row in rows(tmp_path, split)]
-        assert found == part  # and in that order
-
 
 # --- features --------------------------------------------------------------------------------------------------------
 
@@ -234,6 +144,51 @@ def test_vectors_and_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "feature image: missing in 1 items" in capsys.readouterr().out
 
 
+def test_vectors_of_half_the_size(tmp_path: Path) -> None:
+    image = [[1.1, -65519.0], None, [6e-8, 1 / 3], [65504.0, 0.0]]
+    items = {"item_id": [1, 2, 3, 4], "image": image, "title": ["a b", None, "", "b c"]}
+    events = events_of(1) | {"words": ["one", "two three", None, "four"]}
+
+    def features(dtype: str) -> dict[str, FeatureConfig]:
+        return {
+            "image": candidate("vector", dtype=dtype),
+            "title": candidate("text", dim=16, dtype=dtype),
+            "words": query("text", dim=8, dtype=dtype),
+        }
+
+    found = {}
+    for dtype in ("float32", "float16"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        schema = prepare_shop(tmp_path, events, items, features=features(dtype))
+        assert {feature.dtype for feature in schema.features if feature.kind == "vector"} == {dtype}
+        stored = pa.ipc.open_file(tmp_path / "out/catalog.arrow").schema.field("image").type
+        element = pa.float16() if dtype == "float16" else pa.float32()
+        assert stored == pa.list_(pa.field("element", element, nullable=False), 2)
+        found[dtype] = sorted(catalog(tmp_path), key=lambda row: row["raw_item_id"]), rows(tmp_path, "train")
+    for wide, narrow in zip(*found.values(), strict=True):
+        for full, half in zip(wide, narrow, strict=True):
+            for name in {"image", "title", "words"} & set(full):
+                assert half[name] == np.array(full[name], np.float16).tolist()
+
+
+def test_lengths_and_what_is_the_events_own_are_in_the_schema(tmp_path: Path) -> None:
+    events = events_of(1, 2)
+    events |= {"tags": [["a", "b"]] * 8, "device": ["x"] * 8}
+    users = {"user_id": [1, 2], "interests": [["a"], ["b"]], "age": [1, 2]}
+    features = {
+        "tags": query("categorical", max_values=2),
+        "device": query("categorical"),
+        "again": query("categorical", column="user_id"),
+        "interests": query("categorical"),
+        "age": query("numeric"),
+        "hour": query("hour"),
+    }
+    schema = prepare_shop(tmp_path, events, None, users, features)
+    lengths = {feature.name: feature.length for feature in schema.features if feature.length}
+    assert lengths == {"history": 3, "tags": 2, "interests": 100}
+    assert {feature.name for feature in schema.features if feature.per_event} == {"tags", "device", "hour"}
+
+
 def test_events_without_timestamps_are_in_order_of_input(tmp_path: Path) -> None:
     events = {"user_id": ["u", "v", "u", "u", "v"], "item_id": [3, 9, 1, 2, 8]}
     schema = prepare_shop(tmp_path, events, columns=ColumnsConfig(timestamp=None))
@@ -321,7 +276,8 @@ def test_parts_are_limited(tmp_path: Path) -> None:
     assert [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "parts").iterdir())] == [8, 8, 4]
 
 
-def test_threads_and_memory_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", ["event", "sequence"])
+def test_threads_and_memory_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
     open_engine = preparation.open_engine
     contents = []
     for threads, memory_limit in ((1, "200MB"), (4, "2GB")):
@@ -332,8 +288,16 @@ def test_threads_and_memory_do_not_change_a_byte(tmp_path: Path, monkeypatch: py
             return connection
 
         monkeypatch.setattr(preparation, "open_engine", with_threads)
-        features = IDS | {"age": query("numeric"), "price": candidate("numeric"), "tags": candidate("categorical")}
-        config = GeneratedConfig(dir=str(tmp_path / str(threads)), features=features, users=10_000)
+        features = IDS | {
+            "user_id": query("id", hash_buckets=5_000),
+            "age": query("numeric"),
+            "hour": query("hour"),
+            "price": candidate("numeric"),
+            "tags": candidate("categorical"),
+        }
+        config = GeneratedConfig(
+            dir=str(tmp_path / str(threads)), features=features, users=10_000, layouts=[layout], sequence_length=8
+        )
         prepare(PrepareConfig(data=config, memory_limit=memory_limit))
         files = sorted(path for path in (tmp_path / str(threads)).rglob("*") if path.is_file())
         contents.append({str(path.relative_to(tmp_path / str(threads))): path.read_bytes() for path in files})
@@ -441,10 +405,57 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "two histories": ({"features": {"more": query("history")}}, r"data.features=.*expected at most one history"),
     "length": ({"features": {"history": query("history", length=0)}}, r"history.length=0: expected a number above 0"),
     "min_count": ({"features": {"item_id": candidate("id", min_count=0)}}, r"item_id.min_count=0"),
-    "split": ({"split": SplitConfig(by="user")}, r"data.split.by=user: expected one of leave_one_out, time"),
+    "split": ({"split": SplitConfig(by="item")}, r"data.split.by=item: expected one of leave_one_out, time, user"),
     "shares": ({"split": SplitConfig(by="time", validation=0.5, test=0.5)}, r"shares that leave something to train on"),
     "share": ({"split": SplitConfig(by="time", test=1.5)}, r"data.split.test=1.5: expected a share in \(0, 1\)"),
-    "policy": ({"unknown_items": "skip"}, r"data.unknown_items=skip: expected one of error, drop"),
+    "buckets": (
+        {"features": {"title": candidate("categorical", hash_buckets=0)}},
+        r"title.hash_buckets=0: expected a number from 1 to 2147483646",
+    ),
+    "too many buckets": (
+        {"features": {"item_id": candidate("id", hash_buckets=2**31 - 1)}},
+        r"item_id.hash_buckets=2147483647: expected a number from 1 to 2147483646",
+    ),
+    "hashed and counted": (
+        {"features": {"item_id": candidate("id", hash_buckets=10, min_count=2)}},
+        r"data.features.item_id.min_count=2: expected 1, for hashing counts no values",
+    ),
+    "hashed number": (
+        {"features": {"price": candidate("numeric", hash_buckets=10)}},
+        r"price.hash_buckets=10: expected kind id or categorical for it, not numeric",
+    ),
+    "element type": (
+        {"features": {"title": candidate("text", dtype="float64")}},
+        r"title.dtype=float64: expected one of float32, float16",
+    ),
+    "element type of a number": (
+        {"features": {"price": candidate("numeric", dtype="float16")}},
+        r"price.dtype=float16: expected kind vector or text for it",
+    ),
+    "beyond float16": (
+        {
+            "items": ITEMS | {"image": [[1.0, 2.0], [3.0, -65519.0], [65520.0, 0.0], [1e9, -1e9]]},
+            "features": {"image": candidate("vector", dtype="float16")},
+        },
+        r"image.dtype=float16, with larger numbers in 2 items \(such as item_id 3\): expected numbers up to 65504",
+    ),
+    "max_values": ({"features": {"title": candidate("categorical", max_values=0)}}, r"title.max_values=0"),
+    "too many values": (
+        {
+            "items": ITEMS | {"tags": [["a"] * 3, ["a", None, "b"], None, ["a"] * 5]},
+            "features": {"tags": candidate("categorical", max_values=2)},
+        },
+        r"data.features.tags.max_values=2, with more in 2 items \(such as item_id 1\): expected at least 5, .*"
+        r"set data.features.tags.max_values=5",
+    ),
+    "too many values of an event": (
+        {
+            "events": events_of(1) | {"context": ["a", "b", "a|b|c", "a|b"]},
+            "features": {"context": query("categorical", separator="|", max_values=2)},
+        },
+        r"context.max_values=2, with more in 1 events \(such as seq 2\): expected at least 3",
+    ),
+    "policy": ({"unknown_items": "skip"}, r"data.unknown_items=skip: expected one of error, drop, out_of"),
     "row groups": ({"row_group_size": 0}, r"data.row_group_size=0"),
     "memory": ({"memory_limit": "lots"}, r"memory_limit=lots: expected an amount like 4GB"),
     "few events": (
@@ -509,12 +520,6 @@ def test_errors_name_field_value_expectation_and_remedy(tmp_path: Path, name: st
     with pytest.raises(UserError, match=message):
         prepare_shop(tmp_path, **({"events": events_of(1), "items": ITEMS} | given))
     assert {path.suffix for path in tmp_path.iterdir()} <= {".parquet"}
-
-
-def test_split_by_time_needs_timestamps(tmp_path: Path) -> None:
-    events = {"user_id": [1] * 4, "item_id": [1, 2, 3, 4]}
-    with pytest.raises(UserError, match=r"data.split.by=time: expected events with timestamps"):
-        prepare_shop(tmp_path, events, columns=ColumnsConfig(timestamp=None), split=SplitConfig(by="time"))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

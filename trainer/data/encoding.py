@@ -1,34 +1,45 @@
 """From what the engine gives for a feature to the column the contract asks for."""
 
+from functools import partial
+from typing import cast
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from trainer.data.engine import Connection, first_row
+from trainer.data.hashing import hashed_row
 from trainer.data.inputs import Input
+from trainer.data.lists import fixed_size_lists, list_offsets, lists_of
 from trainer.data.moments import Moments
-from trainer.data.schema import Feature
+from trainer.data.schema import Feature, VectorType
 from trainer.data.text import TextHasher
-from trainer.data.vocabulary import encode_lists, vocabulary_table
+from trainer.data.vocabulary import vocabulary_table
 
 
 class ColumnEncoder:
-    """Encodes one feature's column batch by batch, and in passing takes the statistics the schema has of it."""
+    """Encodes one feature's column batch by batch, and in passing takes the statistics the schema has of it.
 
-    def __init__(self, connection: Connection, feature: Input, item_table: str, table_rows: dict[str, int]) -> None:
+    Args:
+        connection: The engine, with the vocabularies.
+        feature: The feature.
+        item_id: The item id, whose table a history shares.
+        table_rows: Rows of each embedding table.
+    """
+
+    def __init__(self, connection: Connection, feature: Input, item_id: Input, table_rows: dict[str, int]) -> None:
         self.input = feature
-        self.moments = Moments(feature.config.log1p)
-        self.table = item_table if feature.kind == "history" else feature.name
+        self._moments = Moments(feature.config.log1p)
+        self._table_input = item_id if feature.kind == "history" else feature
         self._table_rows = table_rows
         match feature.kind:
             case "text":
-                self.dim = feature.config.dim
-                self._hasher = TextHasher(self.dim)
+                self._dim = feature.config.dim
+                self._hasher = TextHasher(self._dim)
             case "vector":
                 table = "catalog" if feature.side == "candidate" else feature.relation.replace("source", "read")
-                (self.dim,) = first_row(connection, f"SELECT coalesce(max(len({feature.column})), 1) FROM {table}")
-            case _ if feature.multi_valued:
+                (self._dim,) = first_row(connection, f"SELECT coalesce(max(len({feature.column})), 1) FROM {table}")
+            case _ if feature.multi_valued and feature.has_vocabulary:
                 query = f"SELECT id FROM {vocabulary_table(feature.name)} ORDER BY index"
                 self._vocabulary = connection.sql(query).to_arrow_table()["id"].combine_chunks()
 
@@ -38,11 +49,16 @@ class ColumnEncoder:
         return self.input.kind != "history"
 
     @property
-    def select(self) -> str:
+    def value(self) -> str:
         """SQL of the value, where the table that `join` names is joined."""
+        column, buckets = self.input.column, self.input.config.hash_buckets
+        if buckets is not None and self.input.multi_valued:
+            return f"list_transform({column}, lambda x: {hashed_row('x', buckets)})"
+        if buckets is not None:
+            return f"coalesce({hashed_row(column, buckets)}, 0)"
         if self.input.has_vocabulary and not self.input.multi_valued:
-            return f"coalesce(lookup_{self.input.name}.index, 0) AS {self.input.column}"
-        return self.input.column
+            return f"coalesce(lookup_{self.input.name}.index, 0)"
+        return column
 
     @property
     def join(self) -> str:
@@ -57,37 +73,43 @@ class ColumnEncoder:
         match self.input.kind:
             case "numeric":
                 values = pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False)
-                self.moments.update(values)
+                self._moments.update(values)
                 return pa.array(values, pa.float32())
             case "text":
-                return _fixed_size_lists(self._hasher(column.to_pylist()))
+                return fixed_size_lists(self._hasher(column.to_pylist()).astype(self.input.config.dtype))
             case "vector":
-                vectors = np.zeros((len(column), self.dim), np.float32)
+                vectors = np.zeros((len(column), self._dim), self.input.config.dtype)
                 present = pc.is_valid(column).to_numpy(zero_copy_only=False)
-                vectors[present] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
-                return _fixed_size_lists(vectors)
+                vectors[present] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self._dim)
+                return fixed_size_lists(vectors)
             case _ if self.input.multi_valued:
-                return encode_lists(column, self._vocabulary)
+                return lists_of(list_offsets(column), self._table_rows_of(column.flatten()))
             case _:
                 return column.cast(pa.int32())
 
+    def _table_rows_of(self, values: pa.Array) -> pa.Array:
+        """Rows of the values of lists: the engine has hashed them already, or the vocabulary knows them, else 0."""
+        if self.input.hashed:
+            return values.cast(pa.int32())
+        positions = pc.fill_null(pc.index_in(values, value_set=self._vocabulary), -1)
+        return pc.add(positions, pa.scalar(1, pa.int32()))
+
     def feature(self) -> Feature:
         """The schema's entry, once every batch has been encoded."""
-        name, side, kind = self.input.name, self.input.side, self.input.kind
-        match kind:
+        config, table = self.input.config, self._table_input.name
+        entry = partial(Feature, self.input.name, self.input.side, per_event=self.input.per_event)
+        match self.input.kind:
             case "numeric":
-                log1p = self.input.config.log1p
-                return Feature(name, side, kind, log1p=log1p, mean=self.moments.mean, std=self.moments.std)
+                return entry("numeric", log1p=config.log1p, mean=self._moments.mean, std=self._moments.std)
             case "text" | "vector":
-                return Feature(name, side, "vector", dim=self.dim)
-            case "id" | "history":
-                return Feature(name, side, kind, table=self.table, num_embeddings=self._table_rows[self.table])
+                return entry("vector", dim=self._dim, dtype=cast(VectorType, config.dtype))
+        sparse = partial(entry, table=table, num_embeddings=self._table_rows[table], hashed=self._table_input.hashed)
+        match self.input.kind:
+            case "id":
+                return sparse("id")
+            case "history":
+                return sparse("history", length=config.length)
+            case _ if self.input.multi_valued:
+                return sparse("categorical", multi_valued=True, length=config.max_values)
             case _:
-                return Feature(name, side, "categorical", table=name, num_embeddings=self._table_rows[name],
-                               multi_valued=self.input.multi_valued)  # fmt: skip
-
-
-def _fixed_size_lists(vectors: NDArray[np.float32]) -> pa.Array:
-    """float32 [rows, dim] as a column of fixed-size lists."""
-    kind = pa.list_(pa.field("element", pa.float32(), nullable=False), vectors.shape[1])
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=kind)
+                return sparse("categorical")

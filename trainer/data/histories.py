@@ -6,23 +6,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainer.data.engine import Connection, stream
-from trainer.data.vocabulary import int32_lists
+from trainer.data.engine import Connection, first_row, stream
+from trainer.data.lists import lists_of
 
 
 class Histories:
     """Catalogue rows of all events, users one after another and each in order of time, in a memory-mapped file.
 
-    The `position` events before the event at `place` are then `rows[place - position : place]`: nothing is sorted or
-    copied per event, whatever the length of a user's past.
+    An unknown item is -1. The `position` events before the event at `place` are then
+    `rows[place - position : place]`: nothing is sorted or copied per event, whatever the length of a user's past.
     """
 
     def __init__(self, rows: NDArray[np.int32]) -> None:
         self.rows = rows
 
     @classmethod
-    def build(cls, connection: Connection, num_events: int, folder: Path) -> "Histories":
+    def build(cls, connection: Connection, folder: Path) -> "Histories":
         """Reads them off the engine's table `events`."""
+        (num_events,) = first_row(connection, "SELECT count(*) FROM events")
         rows = np.lib.format.open_memmap(folder / "histories.npy", mode="w+", dtype=np.int32, shape=(num_events,))
         query = "SELECT start + position AS place, item_row FROM events"
         for batch in stream(connection, query, 1 << 18):
@@ -43,4 +44,4 @@ class Histories:
         lengths = position if length is None else np.minimum(position, length)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         shift = np.repeat(place - lengths - offsets[:-1], lengths)
-        return int32_lists(offsets, self.rows[np.arange(offsets[-1]) + shift])
+        return lists_of(offsets, pa.array(self.rows[np.arange(offsets[-1]) + shift]))

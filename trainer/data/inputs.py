@@ -2,18 +2,19 @@
 
 import re
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 from trainer.checks import require_one_of, require_positive
 from trainer.config import FeatureConfig, PreparedConfig
 from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, columns, literal, quoted
-from trainer.data.schema import RESERVED_COLUMNS, Side
+from trainer.data.schema import RESERVED_COLUMNS, Side, VectorType
 from trainer.errors import UserError
 
 INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 NUMBERS = (*INTEGERS, "UBIGINT", "HUGEINT", "UHUGEINT", "FLOAT", "DOUBLE", "BOOLEAN", "DECIMAL")
 KINDS = ("id", "categorical", "numeric", "vector", "text", "hour", "weekday", "history")
 TIMESTAMP = "timestamp"
+MAX_BUCKETS = 2**31 - 2  # rows are int32, and row 0 is taken
 
 # UTC, also before 1970. Monday is 0; the epoch was a Thursday.
 _TIME_PARTS = {
@@ -21,6 +22,13 @@ _TIME_PARTS = {
     "weekday": "((timestamp - (timestamp % 86400 + 86400) % 86400) // 86400 % 7 + 10) % 7",
 }
 TIME_VALUES = {"hour": 24, "weekday": 7}
+
+# Settings that only some kinds take: elsewhere they would do nothing.
+_TAKEN_BY = {
+    "hash_buckets": ("id", "categorical"),
+    "max_values": ("categorical",),
+    "dtype": ("vector", "text"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,30 @@ class Input:
         return f"feature_{self.name}"
 
     @property
-    def has_vocabulary(self) -> bool:
+    def has_table(self) -> bool:
         """Whether its values are rows of an embedding table of its own."""
         return self.kind in ("id", "categorical", "hour", "weekday")
 
     @property
+    def hashed(self) -> bool:
+        """Whether hashes say which rows, rather than a vocabulary."""
+        return self.config.hash_buckets is not None
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether a vocabulary says which rows."""
+        return self.has_table and not self.hashed
+
+    @property
     def multi_valued(self) -> bool:
         """Whether a row has a list of values."""
-        return self.has_vocabulary and self.value_type.endswith("[]")
+        return self.has_table and self.value_type.endswith("[]")
+
+    @property
+    def per_event(self) -> bool:
+        """Whether a query feature has a column of its own for every event, rather than one for its user."""
+        column = self.config.column or self.name
+        return self.relation == EVENTS and self.kind != "history" and column != "user_id"
 
 
 def resolve(connection: Connection, config: PreparedConfig) -> tuple[list[Input], list[str]]:
@@ -69,9 +93,8 @@ def resolve(connection: Connection, config: PreparedConfig) -> tuple[list[Input]
         The features that the source has, in declared order, and a line for each optional one it lacks.
 
     Raises:
-        UserError: a feature is misdeclared, or the source has no such column, or one of another type.
+        UserError: the source has no such column, or one of another type.
     """
-    _check_declarations(config)
     inputs, notes = [], []
     for name, feature in config.features.items():
         found = _find(connection, name, feature)
@@ -83,7 +106,8 @@ def resolve(connection: Connection, config: PreparedConfig) -> tuple[list[Input]
     return inputs, notes
 
 
-def _check_declarations(config: PreparedConfig) -> None:
+def check_declarations(config: PreparedConfig) -> None:
+    """Raises a UserError for a feature that is misdeclared, whatever the source has."""
     reserved, rename = (*RESERVED_COLUMNS, TIMESTAMP), "rename the feature and set its column"
     for name, feature in config.features.items():
         where = f"data.features.{name}"
@@ -93,8 +117,15 @@ def _check_declarations(config: PreparedConfig) -> None:
             raise UserError(where, name, "a name other than " + ", ".join(reserved), rename)
         require_one_of(f"{where}.side", feature.side, ("query", "candidate"))
         require_one_of(f"{where}.kind", feature.kind, KINDS)
-        for setting in ("min_count", "dim", "length"):
+        for setting in ("min_count", "dim", "length", "max_values"):
             require_positive(f"{where}.{setting}", getattr(feature, setting))
+        require_one_of(f"{where}.dtype", feature.dtype, get_args(VectorType))
+        for setting, kinds in _TAKEN_BY.items():
+            value = getattr(feature, setting)
+            if feature.kind not in kinds and value != getattr(FeatureConfig, setting):
+                raise UserError(f"{where}.{setting}", value, f"kind {' or '.join(kinds)} for it, not {feature.kind}",
+                                f"remove {where}.{setting}")  # fmt: skip
+        _check_hashed(where, feature)
         if feature.side == "candidate" and feature.kind in ("hour", "weekday", "history"):
             raise UserError(f"{where}.side", feature.side, f"query for a {feature.kind}", f"set {where}.side=query")
     ids = [name for name, feature in config.features.items() if (feature.side, feature.kind) == ("candidate", "id")]
@@ -106,6 +137,16 @@ def _check_declarations(config: PreparedConfig) -> None:
     histories = [name for name, feature in config.features.items() if feature.kind == "history"]
     if len(histories) > 1:
         raise UserError("data.features", histories, "at most one history", "remove the others")
+
+
+def _check_hashed(where: str, feature: FeatureConfig) -> None:
+    buckets = feature.hash_buckets
+    if buckets is not None and not 1 <= buckets <= MAX_BUCKETS:
+        raise UserError(f"{where}.hash_buckets", buckets, f"a number from 1 to {MAX_BUCKETS}",
+                        f"set {where}.hash_buckets=1000000")  # fmt: skip
+    if buckets is not None and feature.min_count != 1:
+        raise UserError(f"{where}.min_count", feature.min_count, "1, for hashing counts no values",
+                        f"remove {where}.min_count or {where}.hash_buckets")  # fmt: skip
 
 
 def _default(name: str, feature: FeatureConfig) -> str:

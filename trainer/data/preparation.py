@@ -18,14 +18,16 @@ from trainer.config import PreparedConfig
 from trainer.data.catalog_file import write_catalog
 from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import Connection, Source, first_row, open_engine
+from trainer.data.extension import Extended, open_extended
 from trainer.data.histories import Histories
-from trainer.data.inputs import resolve
+from trainer.data.inputs import check_declarations, resolve
 from trainer.data.prepared_files import fingerprint, write_parts, write_vocabularies
 from trainer.data.prepared_rows import catalog_batches, event_batches
 from trainer.data.reading import id_type, read_tables
-from trainer.data.schema import SPLITS, Feature, Schema
+from trainer.data.schema import Feature, Schema
+from trainer.data.sequences import count_trained_users, sequence_batches
 from trainer.data.splits import check_split, count_splits, order_events
-from trainer.data.vocabulary import build_vocabulary
+from trainer.data.vocabulary import size_tables
 from trainer.errors import UserError
 
 
@@ -50,9 +52,8 @@ def prepare_folder(config: PreparedConfig, memory_limit: str, read: Callable[[Co
     Raises:
         UserError: the config or the data is not as it should be, or config.dir is taken.
     """
-    require_one_of("data.unknown_items", config.unknown_items, ("error", "drop"))
-    require_positive("data.row_group_size", config.row_group_size)
-    check_split(config.split)
+    _check(config)
+    extended = open_extended(config)
     target = Path(config.dir).absolute()
     _refuse_taken(target)
     partial = target.with_name(target.name + ".partial")
@@ -60,8 +61,8 @@ def prepare_folder(config: PreparedConfig, memory_limit: str, read: Callable[[Co
     engine = partial / "engine"
     engine.mkdir()
     try:
-        with open_engine(engine, memory_limit) as connection, _Stages(5 + len(SPLITS)) as stages:
-            prepared = _run(config, connection, partial, engine, read, stages)
+        with open_engine(engine, memory_limit) as connection, _Stages(7 + len(config.layouts)) as stages:
+            prepared = _run(config, extended, connection, partial, engine, read, stages)
         shutil.rmtree(engine)
         (partial / "schema.json").write_text(prepared.schema.to_json())
         os.replace(partial, target)
@@ -70,6 +71,21 @@ def prepare_folder(config: PreparedConfig, memory_limit: str, read: Callable[[Co
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return prepared
+
+
+def _check(config: PreparedConfig) -> None:
+    """Raises a UserError for what can be seen without data."""
+    require_one_of("data.unknown_items", config.unknown_items, ("error", "drop", "out_of_vocabulary"))
+    require_positive("data.row_group_size", config.row_group_size)
+    if not config.layouts or len(set(config.layouts)) < len(config.layouts):
+        raise UserError("data.layouts", config.layouts, "one layout or two different", "set data.layouts=[event]")
+    for layout in config.layouts:
+        require_one_of("data.layouts", layout, ("event", "sequence"))
+    if config.sequence_length < 2:
+        raise UserError("data.sequence_length", config.sequence_length, "2 or more: a query and its positive",
+                        "set data.sequence_length=200")  # fmt: skip
+    check_split(config.split)
+    check_declarations(config)
 
 
 def _refuse_taken(target: Path) -> None:
@@ -112,6 +128,7 @@ class _Stages:
 
 def _run(
     config: PreparedConfig,
+    extended: Extended,
     connection: Connection,
     folder: Path,
     engine: Path,
@@ -122,45 +139,67 @@ def _run(
     stages.begin("reading")
     source = read(connection)
     inputs, left_out = resolve(connection, config)
-    notes = [*source.notes, *left_out, *read_tables(connection, config, source, inputs)]
+    notes = [*source.notes, *left_out, *extended.check_inputs(connection, inputs)]
+    notes += read_tables(connection, config, source, inputs)
     stages.begin("ordering")
-    order_events(connection, config.split)
+    order_events(connection, config.split, config.seed)
     num_events = count_splits(connection)
+    if "sequence" in config.layouts:
+        notes += count_trained_users(connection)
     stages.begin("vocabularies")
-    table_rows = {}
-    for feature in inputs:
-        if feature.has_vocabulary:
-            kept, rare = build_vocabulary(connection, feature, config.seed)
-            table_rows[feature.name] = kept + 1
-            if rare:
-                least = feature.config.min_count
-                times = "no occurrence" if least == 1 else f"fewer than {least} occurrences"
-                notes.append(f"feature {feature.name}: {rare} values with {times} in training share row 0")
-    write_vocabularies(connection, folder / "vocabulary", list(table_rows))
-    item_table = next(feature.name for feature in inputs if (feature.side, feature.kind) == ("candidate", "id"))
-    encoders = [ColumnEncoder(connection, feature, item_table, table_rows) for feature in inputs]
+    table_rows, told = size_tables(connection, inputs, extended, config.seed)
+    vocabularies = [feature.name for feature in inputs if feature.has_vocabulary]
+    write_vocabularies(connection, folder / "vocabulary", vocabularies)
+    item_id = next(feature for feature in inputs if (feature.side, feature.kind) == ("candidate", "id"))
+    encoders = [ColumnEncoder(connection, feature, item_id, table_rows) for feature in inputs]
+    extended.check_dims(encoder.feature() for encoder in encoders)
     stages.begin("catalogue")
     candidates = [encoder for encoder in encoders if encoder.input.side == "candidate"]
     num_items = write_catalog(folder / "catalog.arrow", catalog_batches(connection, candidates))
     stages.begin("histories")
-    histories = Histories.build(connection, sum(num_events.values()), engine)
-    queries = [encoder for encoder in encoders if encoder.input.side == "query"]
-    features: tuple[Feature, ...] = ()
-    for split in SPLITS:
-        stages.begin(split)
-        batches = event_batches(connection, split, queries, histories, config)
-        write_parts(folder / "events" / split, batches)
-        # Statistics are those of the training rows, so they are taken before the other splits pass by.
-        features = features or tuple(encoder.feature() for encoder in encoders)
+    histories = Histories.build(connection, engine)
+    features, num_sequences = _write_rows(config, connection, folder, encoders, histories, stages)
     schema = Schema(
-        features=features,
+        features=tuple(extended.keep_statistics(feature) for feature in features),
         num_items=num_items,
         num_events=num_events,
-        num_sequences=0,
-        sequence_length=0,
+        num_sequences=num_sequences,
+        sequence_length=config.sequence_length if num_sequences else 0,
         user_id_type=id_type(connection, "read_events", "user_id"),
         item_id_type=id_type(connection, "catalog", "item_id"),
         fingerprint=fingerprint(folder),
+        extends=extended.fingerprints,
     )
-    (num_users,) = first_row(connection, "SELECT count(*) FROM users")
-    return Prepared(schema, num_users, notes)
+    (num_users,) = first_row(connection, "SELECT count(*) FROM users WHERE num_known > 0")
+    return Prepared(schema, num_users, notes + told)
+
+
+def _write_rows(
+    config: PreparedConfig,
+    connection: Connection,
+    folder: Path,
+    encoders: list[ColumnEncoder],
+    histories: Histories,
+    stages: _Stages,
+) -> tuple[tuple[Feature, ...], int]:
+    """Writes the rows of queries in every layout.
+
+    Returns:
+        The schema's features and number of sequences.
+    """
+    queries = [encoder for encoder in encoders if encoder.input.side == "query"]
+    rows = {}
+    if "event" in config.layouts:
+        rows["events/train"] = event_batches(connection, "train", queries, histories, config)
+    if "sequence" in config.layouts:
+        rows["sequences"] = sequence_batches(connection, queries, config)
+    for split in ("validation", "test"):
+        rows[f"events/{split}"] = event_batches(connection, split, queries, histories, config)
+    features: tuple[Feature, ...] = ()
+    num_rows = {}
+    for name, batches in rows.items():
+        stages.begin(name)
+        num_rows[name] = write_parts(folder / name, batches)
+        # Statistics are those of the training rows, so they are taken before other rows pass by.
+        features = features or tuple(encoder.feature() for encoder in encoders)
+    return features, num_rows.get("sequences", 0)

@@ -21,11 +21,11 @@ def catalog_batches(connection: Connection, encoders: list[ColumnEncoder]) -> It
         FROM catalog
         LEFT JOIN (SELECT item_row, count(*) AS train_count FROM events WHERE split = 'train' GROUP BY item_row)
             USING (item_row)
-        {_joined(encoders)}
+        {" ".join(encoder.join for encoder in encoders)}
         ORDER BY item_row"""
     for batch in regroup(stream(connection, query, CATALOG_BATCH), CATALOG_BATCH):
         stored = {RAW_ITEM_ID: batch["item_id"], TRAIN_COUNT: batch["train_count"].cast(pa.int64())}
-        yield _record_batch(stored | _encoded(batch, encoders))
+        yield record_batch(stored | _encoded(batch, encoders))
 
 
 def event_batches(
@@ -38,12 +38,10 @@ def event_batches(
     event_columns = columns(connection, "events")
     has_time = "timestamp" in event_columns
     order = shuffled(config.seed, "seq") if split == "train" else "timestamp, seq" if has_time else "seq"
-    users = "LEFT JOIN read_users USING (user_id)" if columns(connection, "read_users") else ""
     query = f"""
         SELECT item_row, start + position AS place, position, {"timestamp," if has_time else ""}
                {_selected(encoders)} {"" if split == "train" else "events.user_id"}
-        FROM events {users}
-        {_joined(encoders)}
+        FROM events {joined(connection, encoders)}
         WHERE split = '{split}'
         ORDER BY {order}"""
     reader = stream(connection, query, config.row_group_size)
@@ -57,15 +55,17 @@ def event_batches(
             stored["timestamp"] = batch["timestamp"].cast(pa.int64())
         if split != "train":
             stored |= {RAW_USER_ID: batch["user_id"], SEEN: histories.before(place, position)}
-        yield _record_batch(stored)
+        yield record_batch(stored)
 
 
 def _selected(encoders: list[ColumnEncoder]) -> str:
-    return "".join(f"{encoder.select}, " for encoder in encoders if encoder.is_stored)
+    return "".join(f"{encoder.value} AS {encoder.input.column}, " for encoder in encoders if encoder.is_stored)
 
 
-def _joined(encoders: list[ColumnEncoder]) -> str:
-    return " ".join(encoder.join for encoder in encoders)
+def joined(connection: Connection, encoders: list[ColumnEncoder]) -> str:
+    """SQL that joins the tables which the values of query features need to the events."""
+    users = "LEFT JOIN read_users USING (user_id)" if columns(connection, "read_users") else ""
+    return " ".join([users, *(encoder.join for encoder in encoders)])
 
 
 def _encoded(batch: pa.RecordBatch, encoders: list[ColumnEncoder]) -> dict[str, pa.Array]:
@@ -73,7 +73,7 @@ def _encoded(batch: pa.RecordBatch, encoders: list[ColumnEncoder]) -> dict[str, 
     return {encoder.input.name: encoder.encode(batch[encoder.input.column]) for encoder in stored}
 
 
-def _record_batch(stored: dict[str, pa.Array]) -> pa.RecordBatch:
+def record_batch(stored: dict[str, pa.Array]) -> pa.RecordBatch:
     """The columns as a batch whose schema says that none has nulls."""
     fields = [pa.field(name, column.type, nullable=False) for name, column in stored.items()]
     return pa.record_batch(list(stored.values()), schema=pa.schema(fields))

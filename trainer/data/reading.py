@@ -129,11 +129,14 @@ def _check_unknown_items(connection: Connection, config: PreparedConfig) -> list
     (events,) = first_row(connection, f"SELECT count(*) {unknown}")
     told = f"{events} events that name {items} unknown items, such as {such}"
     if config.unknown_items == "error":
-        raise UserError("events.item_id", told, "only ids of the items", "add the items or set data.unknown_items=drop")
-    connection.execute("DELETE FROM read_events WHERE item_id NOT IN (SELECT item_id FROM catalog)")
-    (left,) = first_row(connection, "SELECT count(*) FROM read_events")
-    if left == 0:
+        raise UserError("events.item_id", told, "only ids of the items",
+                        "add the items or set data.unknown_items=drop, or out_of_vocabulary")  # fmt: skip
+    (every,) = first_row(connection, "SELECT count(*) FROM read_events")
+    if events == every:
         raise UserError("events.item_id", told, "some events of known items", "check that both name items the same way")
+    if config.unknown_items == "out_of_vocabulary":
+        return [f"kept in histories alone, as out of vocabulary: {told}"]
+    connection.execute("DELETE FROM read_events WHERE item_id NOT IN (SELECT item_id FROM catalog)")
     return [f"dropped {told}"]
 
 
@@ -146,7 +149,9 @@ def _count_unknown_users(connection: Connection) -> list[str]:
 
 
 def _check_values(connection: Connection, feature: Input) -> list[str]:
-    """Looks for numbers that no model can take; a note counts the nulls."""
+    """Looks for numbers that no model can take, and for more values than declared; a note counts the nulls."""
+    if feature.multi_valued:
+        _check_lengths(connection, feature)
     if feature.kind not in ("numeric", "vector"):
         return []
     where, value = f"data.features.{feature.name}", feature.column
@@ -154,6 +159,7 @@ def _check_values(connection: Connection, feature: Input) -> list[str]:
     bad = f"isinf({value})"
     if feature.kind == "vector":
         bad = f"len(list_filter({value}, lambda x: x IS NULL OR NOT isfinite(x))) > 0"
+        _check_float16(connection, feature)
         short, long = first_row(connection, f"SELECT min(len({value})), max(len({value})) FROM {table}")
         if not short or short != long:
             raise UserError(where, f"vectors of length {short} to {long}", "one length above 0 for all",
@@ -172,3 +178,28 @@ def _check_values(connection: Connection, feature: Input) -> list[str]:
             raise UserError(f"{where}.log1p", f"true, with {count} values down to {low}", "values above -1",
                             f"set {where}.log1p=false")  # fmt: skip
     return [f"feature {feature.name}: missing in {missing} {rows}"] if missing else []
+
+
+def _check_lengths(connection: Connection, feature: Input) -> None:
+    where, most = f"data.features.{feature.name}.max_values", feature.config.max_values
+    table, key, rows = _TABLES[feature.relation]
+    more = f"FILTER (len({feature.column}) > {most})"
+    query = f"SELECT count(*) {more}, min({key}) {more}, max(len({feature.column})) FROM {table}"
+    count, example, longest = first_row(connection, query)
+    if count:
+        raise UserError(where, f"{most}, with more in {count} {rows} (such as {key} {example})",
+                        f"at least {longest}, the most that a row has", f"set {where}={longest}")  # fmt: skip
+
+
+def _check_float16(connection: Connection, feature: Input) -> None:
+    if feature.config.dtype != "float16":
+        return
+    table, key, rows = _TABLES[feature.relation]
+    # What is finite in float32 and rounds to infinity in float16.
+    large = f"len(list_filter({feature.column}, lambda x: isfinite(x) AND abs(x) >= 65520)) > 0"
+    query = f"SELECT count(*), min({key}) FROM {table} WHERE {large}"
+    count, example = first_row(connection, query)
+    if count:
+        where = f"data.features.{feature.name}.dtype"
+        raise UserError(where, f"float16, with larger numbers in {count} {rows} (such as {key} {example})",
+                        "numbers up to 65504", f"set {where}=float32")  # fmt: skip

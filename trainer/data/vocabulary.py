@@ -1,10 +1,8 @@
 """Vocabularies: which values have an embedding row, and which row."""
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, first_row, shuffled
+from trainer.data.extension import Extended
+from trainer.data.hashing import describe_collisions
 from trainer.data.inputs import TIME_VALUES, Input
 
 # What a vocabulary counts: training events of queries and of item ids; for other features of items, items.
@@ -21,54 +19,76 @@ def vocabulary_table(feature: str) -> str:
     return f"vocabulary_{feature}"
 
 
-def build_vocabulary(connection: Connection, feature: Input, seed: int) -> tuple[int, int]:
-    """Makes the table vocabulary_<feature>(id, index from 1, count).
-
-    Values are in pseudo-random order: the popular ones are then spread evenly over row-wise shards.
+def size_tables(
+    connection: Connection, inputs: list[Input], extended: Extended, seed: int
+) -> tuple[dict[str, int], list[str]]:
+    """Builds the vocabularies of all features that have one.
 
     Returns:
-        How many values are in, and how many are out for having fewer than min_count occurrences.
+        Rows of each embedding table, the out-of-vocabulary row 0 included, and a line for what is told of some.
+
+    Raises:
+        UserError: an extended vocabulary cannot be read.
+    """
+    table_rows, notes = {}, []
+    for feature in inputs:
+        buckets, least = feature.config.hash_buckets, feature.config.min_count
+        if feature.has_vocabulary:
+            kept, rare = build_vocabulary(connection, feature, extended, seed)
+            table_rows[feature.name] = kept + 1
+            if feature.name in extended.features:
+                known = extended.features[feature.name].num_embeddings - 1
+                notes.append(f"feature {feature.name}: {known:,} values kept, {kept - known:,} gained")
+            if rare:
+                times = "no occurrence" if least == 1 else f"fewer than {least} occurrences"
+                notes.append(f"feature {feature.name}: {rare} values with {times} in training share row 0")
+        elif buckets is not None:
+            table_rows[feature.name] = buckets + 1
+            notes.append(f"feature {feature.name}: {describe_collisions(connection, _occurrences(feature), buckets)}")
+    return table_rows, notes
+
+
+def build_vocabulary(connection: Connection, feature: Input, extended: Extended, seed: int) -> tuple[int, int]:
+    """Makes the table vocabulary_<feature>(id, index from 1, count).
+
+    An extended vocabulary comes first, as it is. New values follow in pseudo-random order: the popular ones are then
+    spread evenly over row-wise shards.
+
+    Returns:
+        How many values are in, and how many of the data's are out for having fewer than min_count occurrences.
     """
     table = vocabulary_table(feature.name)
+    order, least = shuffled(seed, "id"), feature.config.min_count
+    found = f"SELECT value AS id, count(*) AS count FROM ({_occurrences(feature)}) WHERE value IS NOT NULL GROUP BY id"
     if feature.kind in TIME_VALUES:
-        connection.execute(f"""
-            CREATE TABLE {table} AS
-            SELECT id, CAST(id + 1 AS INTEGER) AS index, count(events.seq) AS count
-            FROM range({TIME_VALUES[feature.kind]}) AS hours(id)
-            LEFT JOIN events ON {feature.column} = id AND split = 'train'
-            GROUP BY id ORDER BY id""")
-        return TIME_VALUES[feature.kind], 0
-    if feature.kind == "id" and feature.side == "candidate":
-        values = _ITEM_IDS
-    else:
-        value = f"unnest({feature.column})" if feature.multi_valued else feature.column
-        values = _COUNTED[feature.relation].format(value=value)
-    connection.execute(f"""
-        CREATE TABLE {table}_all AS
-        SELECT value AS id, count(*) AS count FROM ({values}) WHERE value IS NOT NULL GROUP BY value""")
+        order, least = "id", 0
+        found = f"""
+            SELECT id, count(events.seq) AS count FROM range({TIME_VALUES[feature.kind]}) AS hours(id)
+            LEFT JOIN events ON {feature.column} = id AND split = 'train' GROUP BY id"""
+    connection.execute(f"CREATE TABLE {table}_found AS {found}")
+    known = extended.load_vocabulary(connection, feature, f"{table}_known")
     connection.execute(f"""
         CREATE TABLE {table} AS
-        SELECT id, CAST(row_number() OVER (ORDER BY {shuffled(seed, "id")}) AS INTEGER) AS index, count
-        FROM {table}_all WHERE count >= {feature.config.min_count}
+        SELECT id, index, coalesce(count, 0) AS count FROM {table}_known LEFT JOIN {table}_found USING (id)
+        UNION ALL
+        SELECT id, CAST({known} + row_number() OVER (ORDER BY {order}) AS INTEGER) AS index, count
+        FROM {table}_found ANTI JOIN {table}_known USING (id) WHERE count >= {least}
         ORDER BY index""")
-    (kept,) = first_row(connection, f"SELECT count(*) FROM {table}")
     # An item never seen in training is as unknown as one seen too rarely.
-    every_value = "catalog" if values == _ITEM_IDS else f"{table}_all"
-    (every,) = first_row(connection, f"SELECT count(*) FROM {every_value}")
-    connection.execute(f"DROP TABLE {table}_all")
-    return kept, every - kept
+    every = "SELECT item_id AS id FROM catalog" if _is_item_id(feature) else f"SELECT id FROM {table}_found"
+    (kept,) = first_row(connection, f"SELECT count(*) FROM {table}")
+    (rare,) = first_row(connection, f"SELECT count(*) FROM ({every}) ANTI JOIN {table} USING (id)")
+    connection.execute(f"DROP TABLE {table}_found; DROP TABLE {table}_known")
+    return kept, rare
 
 
-def encode_lists(lists: pa.ListArray, vocabulary: pa.Array) -> pa.ListArray:
-    """Lists of values as lists of their indices: 1 + position in `vocabulary`, 0 for others; a null list is empty."""
-    # flatten() leaves out what null lists may hide, so offsets are counted anew from the lengths.
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-    positions = pc.index_in(lists.flatten(), value_set=vocabulary)
-    indices = pc.fill_null(positions, -1).to_numpy(zero_copy_only=False).astype(np.int32) + 1
-    return int32_lists(np.concatenate([[0], np.cumsum(lengths)]), indices)
+def _is_item_id(feature: Input) -> bool:
+    return feature.kind == "id" and feature.side == "candidate"
 
 
-def int32_lists(offsets: np.ndarray, values: np.ndarray) -> pa.ListArray:
-    """A list<int32> array without nulls from offsets [rows + 1] and values [offsets[-1]]."""
-    kind = pa.list_(pa.field("element", pa.int32(), nullable=False))
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32()), type=kind)
+def _occurrences(feature: Input) -> str:
+    """Query of the values that are counted, as often as they occur; a hashed item id needs no event to have a row."""
+    if _is_item_id(feature) and feature.has_vocabulary:
+        return _ITEM_IDS
+    value = f"unnest({feature.column})" if feature.multi_valued else feature.column
+    return _COUNTED[feature.relation].format(value=value)
