@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def test_a_damaged_folder_is_refused_or_read_as_it_was(sound: Path, tmp_path: Pa
 
 def test_the_check_would_see_a_misreading(sound: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(sound, tmp_path / "case")
-    schema = json.loads((folder / "schema.json").read_text())
-    (folder / "schema.json").write_text(json.dumps(schema | {"fingerprint": "another"}))
+    schema = replace(read_schema(folder), fingerprint="another")
+    (folder / "schema.json").write_text(schema.to_json())
     assert outcome(str(folder)) != everything(sound)
     with pa.memory_map(str(folder / "catalog.arrow")) as file:
         assert pa.ipc.open_file(file).num_record_batches == 1

@@ -11,13 +11,14 @@ names the item everywhere in the prepared data (targets, histories, seen items),
 the catalogue holds the row of the item's embedding (0 for an item without enough training events).
 """
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from trainer.errors import UserError
 
@@ -179,18 +180,29 @@ class Schema:
 
     def to_json(self) -> str:
         """Text of schema.json; `from_json` reads it back."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        content = asdict(self)
+        return json.dumps(content | {"sha256": _digest(content)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Schema":
-        """The schema written by `to_json`."""
+        """The schema written by `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: the text is something else, or damaged.
+        """
         content = json.loads(text)
         if content["version"] != SCHEMA_VERSION:
             raise ValueError(f"it is of version {content['version']}")
+        if content.pop("sha256") != _digest(content):
+            raise ValueError("its sha256 does not fit its content")
         content["features"] = tuple(Feature(**feature) for feature in content["features"])
         content["extends"] = tuple(content["extends"])
         check_features(content["features"])
         return cls(**content)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_schema(data_dir: str | Path) -> Schema:
