@@ -133,7 +133,7 @@ def test_types_columns_and_counts_are_checked_on_opening(
 def test_files_that_are_missing_or_cut_are_named(folder: Path) -> None:
     part = folder / "events" / "test" / PART
     part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(UserError, match=f"{PART}: expected a readable Parquet file"):
+    with pytest.raises(UserError, match=f"{PART}=damaged: expected readable Parquet"):
         open_events(folder, SCHEMA, "test")
     part.unlink()
     with pytest.raises(UserError, match=r"the 60 rows of schema.json in .*test, not 30"):

@@ -1,6 +1,7 @@
 """The Parquet files of a folder as one sequence of row groups, each checked against the contract."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +31,26 @@ class RowGroups:
 
     def __init__(self, folder: Path, columns: Mapping[str, Column]) -> None:
         self._columns = columns
+        self._kinds: pa.Schema | None = None
         self._groups: list[tuple[Path, int]] = []
-        sizes: list[int] = []
+        self.sizes: tuple[int, ...] = ()
+        """Rows of each."""
         self.largest = 0
         """Bytes that the columns of the largest row group take once read, to a few per cent."""
-        first: pa.Schema | None = None
         for path in sorted(folder.glob("part-*.parquet")):
-            file = self._open(path)
-            first = first or file.schema_arrow
-            self._check_types(path, file.schema_arrow, first)
-            for group in range(file.metadata.num_row_groups):
-                self._check_statistics(path, file.metadata.row_group(group), group)
-                self._groups.append((path, group))
-                sizes.append(file.metadata.row_group(group).num_rows)
-                self.largest = max(self.largest, self._bytes(file, group))
-        self.sizes = tuple(sizes)
-        """Rows of each."""
+            with _readable(path):
+                self._add(path)
+
+    def _add(self, path: Path) -> None:
+        file = _open(path)
+        self._kinds = self._kinds or file.schema_arrow
+        self._check_types(path, file.schema_arrow, self._kinds)
+        groups = range(file.metadata.num_row_groups)
+        for group in groups:
+            self._check_statistics(path, file.metadata.row_group(group), group)
+            self.largest = max(self.largest, self._bytes(file, group))
+        self._groups += [(path, group) for group in groups]
+        self.sizes += tuple(file.metadata.row_group(group).num_rows for group in groups)
 
     @property
     def num_rows(self) -> int:
@@ -59,10 +64,8 @@ class RowGroups:
             UserError: it cannot be read, or a value is not as expected; file, row group, column and row are named.
         """
         path, group = self._groups[row_group]
-        try:
-            table = self._open(path).read_row_group(group, columns=list(self._columns), use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path} row group {group}", "damaged", f"readable Parquet ({error})", _REMEDY) from None
+        with _readable(f"{path} row group {group}"):
+            table = _open(path).read_row_group(group, columns=list(self._columns), use_threads=False)
         for name, column in self._columns.items():
             found = column.first_wrong(one_array(table, name))
             if found is not None:
@@ -85,12 +88,6 @@ class RowGroups:
                 pending = pending.slice(batch_size)
         if len(pending):
             yield pending
-
-    def _open(self, path: Path) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError("data.dir", path, f"a readable Parquet file ({error})", _REMEDY) from None
 
     def _check_types(self, path: Path, kinds: pa.Schema, first: pa.Schema) -> None:
         for name, column in self._columns.items():
@@ -161,6 +158,21 @@ def open_events(data_dir: str | Path, schema: Schema, split: str, columns: Colle
         expected = f"the {schema.num_events[split]} rows of schema.json in {folder}, not {rows.num_rows}{alone}"
         raise UserError("data.dir", data_dir, expected, _REMEDY)
     return rows
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+
+
+@contextmanager
+def _readable(where: object) -> Iterator[None]:
+    """Around all that a damaged file may upset: footers may say anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(str(where), "damaged", f"readable Parquet ({error})", _REMEDY) from None
 
 
 def one_array(table: pa.Table, name: str) -> pa.Array:
