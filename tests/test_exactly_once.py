@@ -88,3 +88,13 @@ def test_each_row_is_trained_exactly_once_an_epoch(
     assert set(counts) == set(range(job.order.num_rows))
     assert Counter(counts.values()) == +Counter({epochs: job.order.num_rows - begun, epochs + 1: begun})
     assert begun < job.order.global_batch_size
+
+
+def test_the_reader_holds_no_more_of_row_groups_than_it_says(tmp_path: Path) -> None:
+    job = Job(tmp_path, write(tmp_path, [[40_000] * 20, [5_000] * 40]), rows_per_step=50, seed=0)
+    reader = TrainingReader(job.files, job.assembler, job.order, 0.0, 0, 2)
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in islice(reader.batches(0), job.order.steps(1.5)):
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert reader.memory == (3 + 2) * 40_000 * 8
+    assert 0.5 * reader.memory < most < reader.memory

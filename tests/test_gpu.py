@@ -5,11 +5,21 @@ import pytest
 import torch
 
 from tests.commands import succeed
+from tests.test_reader import reader, rows_of
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and the gpu extra"),
 ]
+
+
+def test_batches_come_pinned_and_are_copied_beside_the_computation(prepared: Path) -> None:
+    batch = next(iter(reader(prepared, pinned=True)))
+    tensors = (batch.query_dense, batch.candidate_dense, batch.candidate_row, batch.candidate_log_q)
+    assert all(tensor.is_pinned() for tensor in (*tensors, batch.sparse_features.values()))
+    moved = batch.to(torch.device("cuda"), non_blocking=True)
+    torch.cuda.synchronize()
+    assert rows_of(moved.to(torch.device("cpu"))) == rows_of(batch)
 
 
 def test_the_main_job_on_a_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:

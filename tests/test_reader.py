@@ -26,11 +26,13 @@ def assembler(folder: Path) -> BatchAssembler:
     return BatchAssembler(SCHEMA, FEATURES, Catalog(folder, SCHEMA))
 
 
-def reader(folder: Path, rank: int = 0, world_size: int = 1, id_dropout: float = 0.0) -> TrainingReader:
+def reader(
+    folder: Path, rank: int = 0, world_size: int = 1, id_dropout: float = 0.0, pinned: bool = False
+) -> TrainingReader:
     layout = assembler(folder)
     files = open_events(folder, SCHEMA, "train", layout.event_columns)
     order = TrainingOrder(files.sizes, BATCH, STREAMS, seed=3)
-    return TrainingReader(files, layout, order, id_dropout, rank, world_size)
+    return TrainingReader(files, layout, order, id_dropout, rank, world_size, pinned)
 
 
 def rows_of(batch: RetrievalBatch) -> list[tuple]:
@@ -155,3 +157,12 @@ def test_errors_of_the_reading_thread_reach_the_consumer(prepared: Path, tmp_pat
 def test_a_folder_that_is_not_prepared_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.dir=.*schema.json.*python -m trainer.prepare"):
         read_schema(tmp_path)
+
+
+def test_row_groups_too_large_for_the_memory_allowed_are_refused(prepared: Path) -> None:
+    source = reader(prepared)
+    assert source.memory == (STREAMS + 2) * source.files.largest
+    assert reader(prepared, rank=1, world_size=3).memory == (STREAMS // 3 + 2) * source.files.largest
+    source.check_memory(source.memory / 1e9)
+    with pytest.raises(UserError, match=r"memory_gb=1e-06: expected at least 0.0 for 6 streams a rank in row gr"):
+        source.check_memory(1e-6)

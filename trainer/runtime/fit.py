@@ -49,6 +49,7 @@ def fit(config: TrainConfig) -> dict[str, float]:
         rows = gather_objects(sharded_rows(sharded))
         if processes.is_first:
             run_directory.record_sharding(config.run.dir, rows)
+            print(f"reader: row groups of {module.reader.memory / 1e6:,.0f} MB at most on a rank")
             for table, (_, total) in rows[0].items():
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
         return sharded
