@@ -112,13 +112,13 @@ def test_split_by_time_needs_timestamps(tmp_path: Path) -> None:
 
 
 def test_unknown_items_out_of_vocabulary_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    events = events_of(1, events=5)
+    events = events_of(1, events=6)
     events = {name: values + more for (name, values), more in zip(events.items(), ([2], [99], [0]), strict=True)}
-    schema = prepare_shop(tmp_path, events, {"item_id": [1, 2, 3, 5]}, unknown_items="out_of_vocabulary")
+    schema = prepare_shop(tmp_path, events, {"item_id": [2, 3, 5, 6]}, unknown_items="out_of_vocabulary")
     told = capsys.readouterr().out
     assert "users     1\n" in told  # the other has nothing but an unknown item
-    assert "kept in histories alone, as out of vocabulary: 2 events that name 2 unknown items, such as 4, 99" in told
+    assert "kept in histories alone, as out of vocabulary: 3 events that name 3 unknown items, such as 1, 4, 99" in told
     assert schema.num_events == {"train": 2, "validation": 1, "test": 1}
     (test,) = rows(tmp_path, "test")
-    assert [place < 0 for place in test["history"]] == [False, False, True]  # items 2, 3 and 4
-    assert [place < 0 for place in test["seen"]] == [False, False, False, True]
+    assert [place < 0 for place in test["history"]] == [False, True, False]  # items 3, 4 and 5
+    assert [place < 0 for place in test["seen"]] == [True, False, False, True, False]
