@@ -26,9 +26,11 @@ def duckdb(source: Path, out: Path, memory: float) -> None:
             FROM (SELECT DISTINCT user_id FROM events);
         CREATE TABLE items AS SELECT item_id, row_number() OVER (ORDER BY md5_number_lower('0:' || item_id)) AS item_row
             FROM (SELECT DISTINCT item_id FROM events);
-        COPY (SELECT user_row, item_row, timestamp, device, spent, position FROM (
-                SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY timestamp, seq) AS position FROM events)
-              JOIN users USING (user_id) JOIN items USING (item_id) ORDER BY md5_number_lower('0:' || seq))
+        CREATE TABLE placed AS
+            SELECT *, row_number() OVER (PARTITION BY user_id ORDER BY timestamp, seq) AS position
+            FROM events JOIN items USING (item_id);
+        COPY (SELECT user_row, item_row, timestamp, device, spent, position FROM placed JOIN users USING (user_id)
+              ORDER BY md5_number_lower('0:' || seq))
             TO '{out / "rows.parquet"}' (FORMAT parquet)""")
 
 
