@@ -160,7 +160,7 @@ HEADER = "user_id,item_id,timestamp\n"
         (damaged_parquet, {"events": "events.parquet"}, r"data.events=.*events.parquet: expected readable files"),
         (text("events.parquet", "no parquet"), {"events": "events.parquet"}, r"events.parquet: expected readable"),
         (text("events.csv", HEADER + "1,1,1\n1,1\n"), {},
-         r"data.events=.*events.csv: expected as many fields in every"),
+         r"data.events=.*events.csv: expected readable files \(line 3: Expected Number of Columns: 3 Found: 2\)"),
     ],
 )  # fmt: skip
 def test_errors(tmp_path: Path, write: Callable[[Path], object], settings: dict[str, Any], message: str) -> None:

@@ -21,25 +21,53 @@ _TABLES = {
 }
 
 
-def read_tables(connection: Connection, config: PreparedConfig, source: Source, inputs: list[Input]) -> list[str]:
+@dataclass(frozen=True)
+class RowCount:
+    """What became of the rows of the events, the items or the users."""
+
+    read: int
+    dropped: int
+    why: str = ""
+    """What the dropped have in common, as in "name unknown items"."""
+
+    @property
+    def kept(self) -> int:
+        """The rows that are in the prepared folder."""
+        return self.read - self.dropped
+
+
+def read_tables(
+    connection: Connection, config: PreparedConfig, source: Source, inputs: list[Input]
+) -> tuple[dict[str, RowCount], list[str]]:
     """Fills the tables.
 
     Returns:
-        A line for everything dropped or missing.
+        What became of the rows of "users" and "items", where the source has those, and of "events"; and a line for
+        everything dropped or missing.
 
     Raises:
         UserError: an id is null or of another type, an item or user comes twice, an event's item is unknown and
             `unknown_items` is error, a number is infinite or below what log1p takes, vectors differ in length.
     """
-    _read(connection, source, EVENTS, "read_events", ["user_id", "item_id"], ["timestamp", "seq"], inputs)
+    counts = {}
+    events = _read(connection, source, EVENTS, "read_events", ["user_id", "item_id"], ["timestamp", "seq"], inputs)
+    notes = _count_unordered(connection)
     if columns(connection, USERS):
-        _read(connection, source, USERS, "read_users", ["user_id"], [], inputs)
-        _check_unique(connection, "read_users", "user_id")
-    _read_catalog(connection, config, source, inputs)
-    notes = _check_unknown_items(connection, config) + _count_unknown_users(connection)
+        users = _read(connection, source, USERS, "read_users", ["user_id"], [], inputs)
+        _check_unique(connection, source, USERS, "read_users", "user_id")
+    has_items = bool(columns(connection, ITEMS))
+    items = _read_catalog(connection, config, source, inputs)
+    notes += _check_unknown_items(connection, config, source) + _count_unknown_users(connection)
     for feature in inputs:
-        notes += _check_values(connection, feature)
-    return notes
+        notes += _check_values(connection, source, feature)
+    if columns(connection, USERS):
+        idle = f"SELECT count(*) FROM read_users ANTI JOIN read_events USING (user_id)"
+        counts["users"] = RowCount(users, first_row(connection, idle)[0], "have no events")
+    if has_items:
+        counts["items"] = RowCount(items, 0)
+    (left,) = first_row(connection, "SELECT count(*) FROM read_events")
+    counts["events"] = RowCount(events, events - left, "name unknown items")
+    return counts, notes
 
 
 def id_type(connection: Connection, table: str, column: str) -> Literal["int64", "string"]:
