@@ -4,6 +4,7 @@ python -m trainer.prepare data=movielens data.source=DIR data.dir=OUT
 """
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +20,9 @@ from trainer.config import (
 )
 from trainer.data.schema import Feature, Schema
 from trainer.errors import UserError, user_errors
+
+if TYPE_CHECKING:
+    from trainer.data.reading import RowCount
 
 register_configs()
 
@@ -46,8 +50,9 @@ def prepare(config: PrepareConfig) -> Schema:
             raise UserError("data", other, "a source: movielens, tabular or generated", "set data")
     prepared = prepare_folder(data, config.memory_limit, read)
     schema = prepared.schema
-    print(f"users     {prepared.num_users:,}")
-    print(f"items     {schema.num_items:,}")
+    for name, count in (("users", prepared.num_users), ("items", schema.num_items)):
+        print(f"{name:<10}" + (_describe_rows(prepared.rows[name]) if name in prepared.rows else f"{count:,}"))
+    print("events    " + _describe_rows(prepared.rows["events"]))
     print("events    " + ", ".join(f"{count:,} {split}" for split, count in schema.num_events.items()))
     for feature in schema.features:
         print(f"feature   {feature.side:<10}{feature.name:<16}{_describe(feature)}")
@@ -55,6 +60,11 @@ def prepare(config: PrepareConfig) -> Schema:
         print(f"note      {note}")
     print(f"written   {data.dir}")
     return schema
+
+
+def _describe_rows(rows: "RowCount") -> str:
+    told = f"{rows.read:,} read, {rows.kept:,} kept"
+    return told + (f", {rows.dropped:,} dropped: {rows.dropped:,} {rows.why}" if rows.dropped else "")
 
 
 def _describe(feature: Feature) -> str:

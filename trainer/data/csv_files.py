@@ -36,14 +36,15 @@ def open_csv(where: str, connection: Connection, files: list[SourceFile]) -> Rel
     """
     headers = {file.name: _read_header(where, file) for file in files}
     separator, names = headers[files[0].name]
-    for file, (its_separator, its_names) in headers.items():
+    for name, (its_separator, its_names) in headers.items():
         if its_names != names:
-            raise UserError(where, f"{file} with columns {', '.join(its_names)}",
+            raise UserError(where, f"{name} with columns {', '.join(its_names)}",
                             f"{', '.join(names)}, as in {files[0].name}",
                             "write all files with the same columns")  # fmt: skip
         if its_separator != separator:
-            raise UserError(where, f"{file} with separator {its_separator!r}",
-                            f"{separator!r}, as in {files[0].name}", "write all files with the same separator")  # fmt: skip
+            raise UserError(where, f"{name} with separator {its_separator!r}",
+                            f"{separator!r}, as in {files[0].name}",
+                            "write all files with the same separator")  # fmt: skip
     possible = {name: set(_TYPES) for name in names}
     num_rows = {}
     for file in files:

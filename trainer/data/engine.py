@@ -76,7 +76,9 @@ class Source:
         """The first file of a view that cannot be read to the end, or the view's name where that is unknown."""
         for file, scan in self.scans.get(view, {}).items():
             try:
-                connection.execute(f"SELECT max(hash(COLUMNS(*))) FROM (SELECT {selected} FROM ({scan.sql}))").fetchall()
+                connection.execute(
+                    f"SELECT max(hash(COLUMNS(*))) FROM (SELECT {selected} FROM ({scan.sql}))"
+                ).fetchall()
             except duckdb.Error:
                 return file
         return view
@@ -105,9 +107,8 @@ def first_rows(
     found: list[str] = []
     for file, scan in scans.items():
         numbered = f"SELECT {selected}, row_number() OVER () AS row_in_file FROM ({scan.sql})"
-        query = f"""
-            SELECT row_in_file, {show or "NULL"} FROM ({numbered}) WHERE {condition} ORDER BY row_in_file LIMIT {count}"""
-        for row, value in connection.execute(query).fetchall():
+        wrong = f"SELECT row_in_file, {show or 'NULL'} FROM ({numbered}) WHERE {condition}"
+        for row, value in connection.execute(f"{wrong} ORDER BY row_in_file LIMIT {count}").fetchall():
             told = [f"{file} row {row}", scan.place(row), shortened(repr(value)) if show else ""]
             found.append(", ".join(part for part in told if part))
         if len(found) >= count:

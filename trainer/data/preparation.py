@@ -16,12 +16,12 @@ from tqdm import tqdm
 from trainer.checks import require_one_of, require_positive
 from trainer.config import PreparedConfig
 from trainer.data.encoding import ColumnEncoder
-from trainer.data.engine import Connection, Source, first_row, open_engine
+from trainer.data.engine import Connection, Source, first_row, is_disk_full, open_engine
 from trainer.data.histories import Histories
 from trainer.data.inputs import resolve
 from trainer.data.prepared_files import fingerprint, write_catalog, write_parts, write_vocabularies
 from trainer.data.prepared_rows import catalog_batches, event_batches
-from trainer.data.reading import id_type, read_tables
+from trainer.data.reading import RowCount, id_type, read_tables
 from trainer.data.schema import SPLITS, Feature, Schema
 from trainer.data.splits import check_split, count_splits, order_events
 from trainer.data.vocabulary import build_vocabulary
@@ -34,6 +34,9 @@ class Prepared:
 
     schema: Schema
     num_users: int
+    """Users with events."""
+    rows: dict[str, RowCount]
+    """What became of the rows that were read, of "users", "items" (where the source has them) and "events"."""
     notes: list[str]
     """A line for everything left out, dropped or missing."""
 
@@ -65,7 +68,13 @@ def prepare_folder(config: PreparedConfig, memory_limit: str, read: Callable[[Co
         (partial / "schema.json").write_text(prepared.schema.to_json())
         os.replace(partial, target)
     except duckdb.OutOfMemoryException as error:
-        raise UserError("memory_limit", memory_limit, "more memory for this data", "raise memory_limit") from error
+        raise UserError("memory_limit", memory_limit, "more memory for this data, or room on disk to spill to "
+                        f"beside {target}", "raise memory_limit, or free space there") from error  # fmt: skip
+    except (OSError, duckdb.Error) as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError("data.dir", target, f"room on its disk for what is prepared ({error})".replace("\n", " "),
+                        "free space there, or set another data.dir") from error  # fmt: skip
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return prepared
@@ -121,7 +130,8 @@ def _run(
     stages.begin("reading")
     source = read(connection)
     inputs, left_out = resolve(connection, config)
-    notes = [*source.notes, *left_out, *read_tables(connection, config, source, inputs)]
+    rows, told = read_tables(connection, config, source, inputs)
+    notes = [*source.notes, *left_out, *told]
     stages.begin("ordering")
     order_events(connection, config.split)
     num_events = count_splits(connection)
@@ -161,4 +171,4 @@ def _run(
         fingerprint=fingerprint(folder),
     )
     (num_users,) = first_row(connection, "SELECT count(*) FROM users")
-    return Prepared(schema, num_users, notes)
+    return Prepared(schema, num_users, rows, notes)

@@ -24,9 +24,7 @@ def read_tabular(config: TabularConfig, connection: Connection) -> Source:
     """
     require_one_of("data.timestamp_unit", config.timestamp_unit, tuple(UNITS))
     paths = {EVENTS: config.events, ITEMS: config.items, USERS: config.users}
-    found = {
-        view: find_files(_setting(view), config.source, path) for view, path in paths.items() if path is not None
-    }
+    found = {view: find_files(_setting(view), config.source, path) for view, path in paths.items() if path is not None}
     serve(connection, [file for files in found.values() for file in files])
     source = Source()
     for view, files in found.items():
