@@ -5,6 +5,7 @@ DuckDB's own httpfs would be downloaded at run time, which clusters without inte
 
 import io
 import threading
+from datetime import datetime
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -28,7 +29,7 @@ def serve(connection: Connection, files: list[SourceFile]) -> None:
         if not file.is_remote:
             continue
         known = remote.setdefault(file.name, file)
-        if not known.filesystem.equals(file.filesystem):
+        if known is not file and not known.filesystem.equals(file.filesystem):
             raise UserError("data.source", file.name, "one server for all files of a bucket",
                             "give every URI of it the same query")  # fmt: skip
     if remote:
@@ -55,6 +56,10 @@ class _RemoteFiles(AbstractFileSystem):
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         file = self._files[path]
         return {"name": path, "size": file.filesystem.get_file_info(file.path).size, "type": "file"}
+
+    def modified(self, path: str) -> datetime:
+        file = self._files[path]
+        return file.filesystem.get_file_info(file.path).mtime
 
     def open(self, path: str, mode: str = "rb", *_: Any, **kwargs: Any) -> io.IOBase:
         file = self._files[path]

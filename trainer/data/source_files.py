@@ -111,9 +111,10 @@ def _list(filesystem: fs.FileSystem, named: str) -> list[str]:
     listing: AbstractFileSystem = (
         LocalFileSystem() if isinstance(filesystem, fs.LocalFileSystem) else ArrowFSWrapper(filesystem)
     )
-    if listing.isdir(named):
+    kind = filesystem.get_file_info(named).type
+    if kind == fs.FileType.Directory:
         found, folder = [name for name in listing.find(named) if name.endswith(PARQUET + CSV)], named
-    elif listing.isfile(named):
+    elif kind == fs.FileType.File:
         found, folder = [named], str(PurePosixPath(named).parent)
     else:
         found = [name for name, entry in listing.glob(named, detail=True).items() if entry["type"] == "file"]
