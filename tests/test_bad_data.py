@@ -75,7 +75,9 @@ FEATURES = {"price": candidate("numeric"), "image": candidate("vector")}
         ("items", "image", 1, [1.0, None], "not finite in 1 items (such as item_id 2) (first: items_a.parquet row 2, in row"),
     ],
 )  # fmt: skip
-def test_the_first_wrong_row_is_located(tmp_path: Path, table: str, column: str, row: int, value: Any, message: str) -> None:
+def test_the_first_wrong_row_is_located(
+    tmp_path: Path, table: str, column: str, row: int, value: Any, message: str
+) -> None:
     tables = {"events": EVENTS, "items": ITEMS}
     tables[table] = with_value(tables[table], column, row, value)
     for name, columns in tables.items():
@@ -84,14 +86,20 @@ def test_the_first_wrong_row_is_located(tmp_path: Path, table: str, column: str,
 
 
 def test_the_first_by_file_is_not_the_first_by_time(tmp_path: Path) -> None:
-    late_first = {"user_id": [1, 1, None, 1, None, 1], "item_id": [1] * 6, "timestamp": [9_000, 8_000, 7_000, 3_000, 2_000, 1_000]}
+    late_first = {
+        "user_id": [1, 1, None, 1, None, 1],
+        "item_id": [1] * 6,
+        "timestamp": [9_000, 8_000, 7_000, 3_000, 2_000, 1_000],
+    }
     parquet(tmp_path, "events", late_first)
     message = told(tmp_path, timestamp_unit="ms")
     assert "null in 2 of 6 rows (first: events_a.parquet row 3, in row group 1)" in message
 
 
 def test_lines_of_csv_are_those_a_person_counts(tmp_path: Path) -> None:
-    quoted_lines = 'user_id,item_id,timestamp,words\r\n1,1,1,"one\r\ntwo\r\n"\r\n\r\n1,2,2,"a ""b"""\r\n1,,3,x\r\n1,4,4,y\r\n'
+    quoted_lines = (
+        'user_id,item_id,timestamp,words\r\n1,1,1,"one\r\ntwo\r\n"\r\n\r\n1,2,2,"a ""b"""\r\n1,,3,x\r\n1,4,4,y\r\n'
+    )
     (tmp_path / "events.csv").write_bytes(quoted_lines.encode())
     message = "events.item_id=null in 1 of 4 rows (first: events.csv row 3, line 7)"
     assert message in told(tmp_path)
@@ -121,7 +129,9 @@ def test_mistyped_values(tmp_path: Path, events: str, settings: dict[str, Any], 
 def test_an_id_that_is_no_integer_in_one_table_alone(tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text(HEADER + FOUR)
     (tmp_path / "items.csv").write_text("item_id\n1\n2\nthree\n")
-    message = "items.item_id=string: expected int64, as in the events; one is no integer (first: items.csv row 3, line 4)"
+    message = (
+        "items.item_id=string: expected int64, as in the events; one is no integer (first: items.csv row 3, line 4)"
+    )
     assert message in told(tmp_path)
 
 
@@ -159,7 +169,9 @@ def test_rows_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_events_out_of_order_are_counted_and_sorted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: str, times: list[int], late: int
 ) -> None:
-    pq.write_table(pa.table({"user_id": [1] * 4, "item_id": [1, 2, 3, 4], "timestamp": times}), tmp_path / "events.parquet")
+    pq.write_table(
+        pa.table({"user_id": [1] * 4, "item_id": [1, 2, 3, 4], "timestamp": times}), tmp_path / "events.parquet"
+    )
     prepared(tmp_path, timestamp_unit=unit)
     out = capsys.readouterr().out
     assert re.findall(r"(\d+) events are earlier", out) == ([str(late)] if late else [])
@@ -268,7 +280,9 @@ def test_an_offset_from_utc_counts(tmp_path: Path) -> None:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True, text=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
     try:
@@ -279,14 +293,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def write_many(folder: Path, events: int) -> None:
     numbers = list(range(events))
-    columns = {"user_id": [row // 20 for row in numbers], "item_id": [row * 7919 % 100_003 for row in numbers], "timestamp": numbers}
+    columns = {
+        "user_id": [row // 20 for row in numbers],
+        "item_id": [row * 7919 % 100_003 for row in numbers],
+        "timestamp": numbers,
+    }
     pq.write_table(pa.table(columns), folder / "events.parquet")
 
 
 @pytest.mark.parametrize("events", [100_000, 200_000, 400_000])  # full in another stage each
 def test_a_full_disk(tmp_path: Path, small_disk: Path, events: int) -> None:
     write_many(tmp_path, events)
-    with pytest.raises(UserError, match=r"data.dir=.*disk/out: expected room on its disk.*Remedy: free space there, or set"):
+    with pytest.raises(
+        UserError, match=r"data.dir=.*disk/out: expected room on its disk.*Remedy: free space there, or set"
+    ):
         prepared(tmp_path, dir=str(small_disk / "out"))
     assert list(small_disk.iterdir()) == []
 
@@ -311,5 +331,7 @@ def test_files_that_may_not_grow(tmp_path: Path, limit: int) -> None:
     root = Path(__file__).parent.parent
     command = [sys.executable, "-c", LIMITED, str(tmp_path), str(limit)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert re.match(r"data.dir=.*/out: expected room on its disk.*File too large", done.stdout), done.stdout + done.stderr
+    assert re.match(r"data.dir=.*/out: expected room on its disk.*File too large", done.stdout), (
+        done.stdout + done.stderr
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["events.parquet"]

@@ -113,7 +113,9 @@ def duplicate(content: bytearray, rng: random.Random) -> None:
 
 def insert(content: bytearray, rng: random.Random) -> None:
     place = rng.randrange(len(content) + 1)
-    content[place:place] = rng.choice((b"\n", b"\r", b"\r\n", b'"', b",", b"\x00", b"\xff", b"-", b"9" * 20, b"nan", b"\n\n"))
+    content[place:place] = rng.choice(
+        (b"\n", b"\r", b"\r\n", b'"', b",", b"\x00", b"\xff", b"-", b"9" * 20, b"nan", b"\n\n")
+    )
 
 
 def swap(content: bytearray, rng: random.Random) -> None:
@@ -231,7 +233,10 @@ def compare(prepared: Prepared, folder: Path, events: list[tuple[Any, ...]], ite
         for split in SPLITS
         for row in rows(folder, split)
     )  # fmt: skip
-    read = [(as_user(user), as_item(item), math.floor(float(time)) if "." in str(time) else int(time)) for user, item, time in events]
+    read = [
+        (as_user(user), as_item(item), math.floor(float(time)) if "." in str(time) else int(time))
+        for user, item, time in events
+    ]
     assert prepared_events == Counter(event for event in read if event[1] in wanted)
     assert prepared.rows["events"].read == len(events)
 
@@ -290,7 +295,9 @@ def test_whole_files_are_prepared(tmp_path: Path, kind: str) -> None:
                            features=IDS | {"year": candidate("numeric")})  # fmt: skip
     prepared = prepare_folder(config, "300MB", partial(read_tabular, config))
     check_counts(prepared, tmp_path)
-    events, items = (read_independently(tmp_path / f"{name}.{kind}", names) for name, names in (("events", EVENT), ("items", ITEM)))
+    events, items = (
+        read_independently(tmp_path / f"{name}.{kind}", names) for name, names in (("events", EVENT), ("items", ITEM))
+    )
     assert events is not None and items is not None
     compare(prepared, tmp_path, events, items)
     assert prepared.rows["events"].read == tables()[0].num_rows

@@ -1,11 +1,13 @@
 """Sources that lie elsewhere, against the same files here. The elsewhere is a server that speaks S3."""
 
 import gzip
+import io
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.shop import IDS, candidate, events_of
 from trainer.config import PrepareConfig, TabularConfig
 from trainer.data.parquet_files import open_parquet
-from trainer.data.remote import serve
+from trainer.data.remote import _RangeReader, serve
 from trainer.data.source_files import SourceFile, find_files
 from trainer.errors import UserError
 from trainer.prepare import prepare
@@ -145,9 +149,48 @@ def test_parquet_is_read_by_ranges_of_the_columns_asked_for_by_several_threads(t
         found = connection.execute(query).fetchnumpy()
         assert (found["number"] == number).all()
         assert 3_200_000 < counting.bytes < 5_000_000  # of 18 MB
-    assert connection.execute("SELECT sum(octet_length(noise)) FROM 's3://shop/big/a.parquet'").fetchone() == (
-        12_000_000,
-    )
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_csv_is_read_rightly_by_several_threads(tmp_path: Path, server: Server, compress: bool) -> None:
+    number = np.random.default_rng(0).integers(0, 1 << 60, 600_000)
+    (tmp_path / "big").mkdir()
+    name = "a.csv.gz" if compress else "a.csv"
+    with pa.output_stream(str(tmp_path / "big" / name), compression="detect") as stream:
+        pa.csv.write_csv(pa.table({"number": number}), stream)
+    server.upload(tmp_path / "big", "big")
+    connection = duckdb.connect(config={"threads": 8})
+    serve(connection, [SourceFile(f"s3://shop/big/{name}", f"shop/big/{name}", server.filesystem)])
+    rows = f"read_csv('s3://shop/big/{name}', auto_detect = false, header = true, columns = {{'number': 'BIGINT'}})"
+    for _ in range(3):
+        found = connection.execute(f"SELECT number FROM {rows}").fetchnumpy()
+        assert (found["number"] == number).all()
+
+
+@given(
+    steps=st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 60)), max_size=30),
+    ahead=st.integers(0, 20),
+)
+def test_a_file_elsewhere_reads_as_one_in_memory(steps: list[tuple[bool, int, int]], ahead: int) -> None:
+    content = bytes(range(50))
+    file, oracle = _RangeReader(pa.BufferReader(content), ahead), io.BytesIO(content)
+    for seek, place, size in steps:
+        if seek:
+            assert file.seek(place) == oracle.seek(place)
+        assert file.read(size) == oracle.read(size)
+
+
+def test_a_seek_is_the_threads_own_until_another_goes_on_from_the_common_position() -> None:
+    file = _RangeReader(pa.BufferReader(bytes(range(50))), 0)
+    with ThreadPoolExecutor(1) as other:
+        file.seek(10)
+        other.submit(file.seek, 30).result()
+        assert file.read(2) == bytes([10, 11])
+        assert other.submit(file.read, 2).result() == bytes([30, 31])
+        assert file.read(1) == bytes([32])
+        file.seek(5)
+        assert other.submit(file.read, 3).result() == bytes([5, 6, 7])  # sought by one, read on by another
+        assert file.read(1) == bytes([8])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from trainer.data.engine import Connection
 from trainer.data.source_files import SourceFile
 from trainer.errors import UserError
 
-READ_AHEAD = 4 << 20  # bytes; CSV is asked for in small pieces, each of which would be a request
+READ_AHEAD = 1 << 20  # bytes; what is compressed is asked for in small pieces, each of which would be a request
 
 
 def serve(connection: Connection, files: list[SourceFile]) -> None:
@@ -64,20 +64,22 @@ class _RemoteFiles(AbstractFileSystem):
     def open(self, path: str, mode: str = "rb", *_: Any, **kwargs: Any) -> io.IOBase:
         file = self._files[path]
         native = file.filesystem.open_input_file(file.path)
-        return _RangeReader(native) if file.is_parquet else io.BufferedReader(native, READ_AHEAD)
+        return _RangeReader(native, READ_AHEAD if path.endswith((".gz", ".zst")) else 0)
 
 
 class _RangeReader(io.RawIOBase):
-    """Reads where the same thread last sought.
+    """A file whose position is each thread's own from a seek to the read that follows.
 
-    DuckDB's threads share a Parquet file and each seeks, then reads: with one position for all, a thread would read
-    where another sought.
+    DuckDB's threads share a file, and each seeks, then reads: with one position for all, a thread would read where
+    another sought. A read without a seek of its own goes on where the last read or seek of all threads ended.
     """
 
-    def __init__(self, native: NativeFile) -> None:
-        self._native = native
-        self._local = threading.local()
-        self._size = native.size()
+    def __init__(self, native: NativeFile, read_ahead: int) -> None:
+        self._native, self._size, self._read_ahead = native, native.size(), read_ahead
+        self._ahead = (0, b"")  # where it begins, and the bytes from there
+        self._lock, self._local = threading.Lock(), threading.local()
+        self._position = 0
+        self._shared_reads = 0  # a seek counts no more once somebody has gone on from the common position
 
     def seekable(self) -> bool:
         return True
@@ -86,19 +88,34 @@ class _RangeReader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
-        self._local.position = start + offset
-        return self.tell()
+        with self._lock:
+            start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+            self._position = start + offset
+            self._local.sought = (self._shared_reads, self._position)
+            return self._position
 
     def tell(self) -> int:
-        return getattr(self._local, "position", 0)
+        return self._position
 
     def read(self, size: int = -1) -> bytes:
-        position = self.tell()
-        wanted = self._size - position if size is None or size < 0 else size
-        content = self._native.read_at(wanted, position)
-        self._local.position = position + len(content)
-        return content
+        with self._lock:
+            shared_reads, position = getattr(self._local, "sought", (-1, 0))
+            self._local.sought = (-1, 0)
+            if shared_reads != self._shared_reads:
+                self._shared_reads += 1
+                position = self._position
+            wanted = self._size - position if size is None or size < 0 else min(size, self._size - position)
+            self._position = position + wanted
+        return self._read_at(position, wanted) if wanted > 0 else b""
+
+    def _read_at(self, position: int, size: int) -> bytes:
+        if size >= self._read_ahead:
+            return self._native.read_at(size, position)
+        begin, content = self._ahead
+        if not begin <= position <= position + size <= begin + len(content):
+            begin, content = position, self._native.read_at(min(self._read_ahead, self._size - position), position)
+            self._ahead = (begin, content)
+        return content[position - begin : position - begin + size]
 
     def close(self) -> None:
         if not self.closed:
