@@ -68,13 +68,31 @@ FEATURES = {"price": candidate("numeric"), "image": candidate("vector")}
     [
         ("events", "user_id", 10, None, "null in 1 of 12 rows (first: events_b.parquet row 5, in row group 1)"),
         ("events", "timestamp", 0, None, "null in 1 of 12 rows (first: events_a.parquet row 1, in row group 0)"),
-        ("events", "item_id", 5, 9, "1 events that name 1 unknown items, such as 9 (first: events_a.parquet row 6, in row group 1)"),
-        ("items", "item_id", 3, 2, "items.item_id=2 (first: items_a.parquet row 2, in row group 1 and items_b.parquet row 2, in row group 1)"),
+        (
+            "events",
+            "item_id",
+            5,
+            9,
+            "1 events that name 1 unknown items, such as 9 (first: events_a.parquet row 6, in row group 1)",
+        ),
+        (
+            "items",
+            "item_id",
+            3,
+            2,
+            "item_id=2 (first: items_a.parquet row 2, in row group 1 and items_b.parquet row 2, in row group 1)",
+        ),
         ("items", "price", 2, float("inf"), "(such as item_id 3) (first: items_b.parquet row 1, in row group 0)"),
         ("items", "image", 3, [1.0], "vectors of length 1 to 2 (first: items_b.parquet row 2, in row group 1)"),
-        ("items", "image", 1, [1.0, None], "not finite in 1 items (such as item_id 2) (first: items_a.parquet row 2, in row"),
+        (
+            "items",
+            "image",
+            1,
+            [1.0, None],
+            "not finite in 1 items (such as item_id 2) (first: items_a.parquet row 2, in row",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_first_wrong_row_is_located(
     tmp_path: Path, table: str, column: str, row: int, value: Any, message: str
 ) -> None:
@@ -111,16 +129,30 @@ def test_lines_of_csv_are_those_a_person_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("events", "settings", "message"),
     [
-        ("1,1,1\n1,2,soon\n1,3,3\n", {},
-         "data.columns.timestamp=timestamp, where 1 of 3 values are something else (first: events.csv row 2, line 3, 'soon')"),
-        ("1,1,2024-01-01T00:00:00Z\n1,2,2024-01-01 00:00:00+01\n1,3,2024-01-01\n", {},
-         "where 1 of 3 values are something else (first: events.csv row 3, line 4, '2024-01-01')"),
-        ("1,1,1\n1,2,2\n1,3,n/a\n", {"features": {"timestamp": query("numeric")}},
-         "data.features.timestamp.column=timestamp, where 1 of 3 values are something else (first: events.csv row 3, line 4, 'n/a')"),
+        (
+            "1,1,1\n1,2,soon\n1,3,3\n",
+            {},
+            "timestamp=timestamp, where 1 of 3 values are something else (first: events.csv row 2, line 3, 'soon')",
+        ),
+        (
+            "1,1,2024-01-01T00:00:00Z\n1,2,2024-01-01 00:00:00+01\n1,3,2024-01-01\n",
+            {},
+            "where 1 of 3 values are something else (first: events.csv row 3, line 4, '2024-01-01')",
+        ),
+        (
+            "1,1,1\n1,2,2\n1,3,n/a\n",
+            {"features": {"timestamp": query("numeric")}},
+            "features.timestamp.column=timestamp, where 1 of 3 values are something else (first: events.csv row 3, "
+            "line 4, 'n/a')",
+        ),
         ("1,1,1\n1,99999999999999999999,2\n1,3,3\n", {}, "item_id (DOUBLE): expected a column of integers or strings"),
-        ("1,1,1\n1,2,2\n1,3,1e30\n", {}, "events.timestamp=null in 1 of 3 rows (first: events.csv row 3, line 4): expected a number of"),
+        (
+            "1,1,1\n1,2,2\n1,3,1e30\n",
+            {},
+            "events.timestamp=null in 1 of 3 rows (first: events.csv row 3, line 4): expected a number of",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistyped_values(tmp_path: Path, events: str, settings: dict[str, Any], message: str) -> None:
     (tmp_path / "events.csv").write_text(HEADER + events)
     assert message in told(tmp_path, **settings)
@@ -226,25 +258,49 @@ def parquet_of(columns: Columns) -> bytes:
         ("events.csv", HEADER, "data.events=no rows: expected at least one in events.csv"),
         ("events.csv", "\n" + HEADER + FOUR, "events.csv: expected a first line with the names of the columns"),
         ("events.csv", "user_id,item_id,Item_ID,timestamp\n1,1,1,1\n", "expected every name once, whatever its case"),
-        ("events.csv", some_csv("9,9\n"), "events.csv: expected readable files (line 12002: Expected Number of Columns: 3 Found: 2)"),
-        ("events.csv", some_csv('9,9,"9\n'), "events.csv: expected readable files (line 12002: Value with unterminated quote found.)"),
-        ("events.csv", some_csv("9,9,9\r\n9,8,7\r\n"), "(its lines do not all end alike, or its quotes are not as in RFC 4180)"),
-        ("events.csv", some_csv("9,caf\xe9,9\n").encode("latin-1"), "(line 12002: Invalid unicode (byte sequence mismatch)"),
-        ("events.csv", "us\xe9r,item_id\n".encode("latin-1"), "events.csv: expected readable files ('utf-8' codec can't decode"),
+        ("events.csv", some_csv("9,9\n"), "readable files (line 12002: Expected Number of Columns: 3 Found: 2)"),
+        ("events.csv", some_csv('9,9,"9\n'), "readable files (line 12002: Value with unterminated quote found.)"),
+        (
+            "events.csv",
+            some_csv("9,9,9\r\n9,8,7\r\n"),
+            "(its lines do not all end alike, or its quotes are not as in RFC 4180)",
+        ),
+        (
+            "events.csv",
+            some_csv("9,caf\xe9,9\n").encode("latin-1"),
+            "(line 12002: Invalid unicode (byte sequence mismatch)",
+        ),
+        (
+            "events.csv",
+            "us\xe9r,item_id\n".encode("latin-1"),
+            "events.csv: expected readable files ('utf-8' codec can't decode",
+        ),
         ("events.csv", some_csv().encode("utf-16"), "events.csv: expected readable files ('utf-8' codec can't decode"),
-        ("events.csv.gz", WHOLE[:-2000], "events.csv.gz: expected readable files (Truncated compressed stream)"),
-        ("events.csv.gz", WHOLE[:-4], "events.csv.gz: expected readable files (Truncated compressed stream)"),
+        ("events.csv.gz", WHOLE[:-2000], "csv.gz: expected readable files (Truncated compressed stream)"),
+        ("events.csv.gz", WHOLE[:-4], "csv.gz: expected readable files (Truncated compressed stream)"),
         ("events.csv.gz", WHOLE[:-8] + b"\0\0\0\0" + WHOLE[-4:], "(zlib inflate failed: incorrect data check)"),
-        ("events.csv.gz", some_csv(), "events.csv.gz: expected readable files (zlib inflate failed: incorrect header check)"),
-        ("events.csv.zst", ZSTD[: len(ZSTD) // 2], "events.csv.zst: expected readable files (Truncated compressed stream)"),
-        ("events.parquet", some_csv(), "events.parquet: expected readable files (Invalid Input Error: No magic bytes found"),
-        ("events.parquet", parquet_of(EVENTS)[:-100], "events.parquet: expected readable files (Invalid Input Error: No magic"),
+        ("events.csv.gz", some_csv(), "csv.gz: expected readable files (zlib inflate failed: incorrect header check)"),
+        (
+            "events.csv.zst",
+            ZSTD[: len(ZSTD) // 2],
+            "events.csv.zst: expected readable files (Truncated compressed stream)",
+        ),
+        ("events.parquet", some_csv(), "expected readable files (Invalid Input Error: No magic bytes found"),
+        ("events.parquet", parquet_of(EVENTS)[:-100], "expected readable files (Invalid Input Error: No magic"),
         ("events.parquet", parquet_of(EVENTS | {"user_id": [{"id": 1}] * 12}), "user_id (STRUCT(id BIGINT)): expected"),
-        ("events.parquet", parquet_of(EVENTS | {"user_id": [[1]] * 12}), "user_id (BIGINT[]): expected a column of integers or"),
+        (
+            "events.parquet",
+            parquet_of(EVENTS | {"user_id": [[1]] * 12}),
+            "user_id (BIGINT[]): expected a column of integers or",
+        ),
         ("events.parquet", parquet_of(EVENTS | {"item_id": [b"x"] * 12}), "item_id (BLOB): expected"),
-        ("events.parquet", parquet_of(EVENTS | {"timestamp": ["x"] * 12}), "timestamp (VARCHAR): expected a column of integers,"),
+        (
+            "events.parquet",
+            parquet_of(EVENTS | {"timestamp": ["x"] * 12}),
+            "timestamp (VARCHAR): expected a column of integers,",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert message in told(tmp_path)
