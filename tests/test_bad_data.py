@@ -149,7 +149,7 @@ def test_lines_of_csv_are_those_a_person_counts(tmp_path: Path) -> None:
         (
             "1,1,1\n1,2,2\n1,3,1e30\n",
             {},
-            "events.timestamp=null in 1 of 3 rows (first: events.csv row 3, line 4): expected a number of",
+            "events.timestamp=null in 1 of 3 rows (first: events.csv row 3, line 4): expected a time in",
         ),
     ],
 )
@@ -381,7 +381,7 @@ except tests.UserError as error:
 """
 
 
-@pytest.mark.parametrize("limit", [100_000, 2_000_000])
+@pytest.mark.parametrize("limit", [1_000_000])
 def test_files_that_may_not_grow(tmp_path: Path, limit: int) -> None:
     write_many(tmp_path, 300_000)
     root = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from trainer.checks import require_one_of, require_positive
 from trainer.config import PreparedConfig
 from trainer.data.encoding import ColumnEncoder
-from trainer.data.engine import Connection, Source, first_row, is_disk_full, open_engine
+from trainer.data.engine import Connection, Source, first_row, is_disk_full, open_engine, shortened
 from trainer.data.histories import Histories
 from trainer.data.inputs import resolve
 from trainer.data.prepared_files import fingerprint, write_catalog, write_parts, write_vocabularies
@@ -73,7 +73,7 @@ def prepare_folder(config: PreparedConfig, memory_limit: str, read: Callable[[Co
     except (OSError, duckdb.Error) as error:
         if not is_disk_full(error):
             raise
-        raise UserError("data.dir", target, f"room on its disk for what is prepared ({error})".replace("\n", " "),
+        raise UserError("data.dir", target, f"room on its disk ({shortened(' '.join(str(error).split()))})",
                         "free space there, or set another data.dir") from error  # fmt: skip
     finally:
         shutil.rmtree(partial, ignore_errors=True)

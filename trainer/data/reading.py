@@ -111,7 +111,7 @@ def _read(
         if count:
             first = source.first(connection, view, selected, f"{column} IS NULL")
             # What int64 cannot hold is null by now.
-            expected = "an int64 or a string in each" if column in ids else "a number of seconds in each"
+            expected = "an int64 or a string in every row" if column in ids else "a time in every row"
             raise UserError(f"{where}.{column}", f"null in {count} of {rows} rows{first}", expected,
                             "remove those rows or fill them in")  # fmt: skip
     return rows

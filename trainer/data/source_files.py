@@ -1,5 +1,6 @@
 """Which files a source's path names, on this machine or wherever pyarrow.fs reads."""
 
+import os
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote, urlsplit
@@ -48,13 +49,15 @@ def find_files(where: str, source: str, path: str) -> list[SourceFile]:
     Raises:
         UserError: there is none, they cannot be listed, or CSV is mixed with Parquet.
     """
-    base, rest = (path, "") if _is_uri(path) or not _is_uri(source) else (source, path)
-    if not _is_uri(base):
-        base, rest = str(PurePosixPath(source) / path), ""
-    filesystem, root, prefix = _open_place(where, base)
-    named = f"{root.rstrip('/')}/{rest}" if rest else root
+    if _is_uri(path) or path.startswith("/"):
+        filesystem, named, prefix = _open_place(where, path)
+    else:
+        filesystem, folder, prefix = _open_place(where, source)
+        named = f"{folder.rstrip('/')}/{path}"
     try:
-        found = _list(filesystem, named)
+        found = _list(filesystem, named.rstrip("/"))
+    except FileNotFoundError:
+        found = []
     except (OSError, pa.ArrowException) as error:
         raise unreachable(where, prefix + named, error) from error
     if not found:
@@ -89,21 +92,24 @@ def _is_uri(path: str) -> bool:
 def _open_place(where: str, place: str) -> tuple[fs.FileSystem, str, str]:
     """The file system of a path or URI, the path in it, and what stands before paths in names."""
     if not _is_uri(place):
-        return fs.LocalFileSystem(), LocalFileSystem._strip_protocol(place), ""
+        return fs.LocalFileSystem(), os.path.abspath(place), ""
     uri, question, query = place.partition("?")
     parts = urlsplit(uri)
+    credentials, _, host = parts.netloc.rpartition("@")
+    told = uri.replace(f"{credentials}@", "") if credentials else uri
     try:
         # Globs and spaces are no characters of a URI; what is escaped already stays.
         filesystem, path = fs.FileSystem.from_uri(quote(uri, safe=":/@%+,;=&!$'()~") + question + query)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        expected = f"a path, or a URI such as s3://bucket/folder that pyarrow.fs knows ({error})"
-        raise UserError(where, uri, expected, "correct the address") from error
+        reason = _in_one_line(error).replace(f"{credentials}@", "")
+        expected = f"a path, or a URI such as s3://bucket/folder that pyarrow.fs knows ({reason})"
+        raise UserError(where, told, expected, "correct the address") from None
     except OSError as error:
-        raise unreachable(where, uri, error) from error
+        raise unreachable(where, told, error) from error
     if isinstance(filesystem, fs.LocalFileSystem):
         return filesystem, path, ""
-    host = parts.netloc.rpartition("@")[2] if path.startswith("/") else ""
-    return filesystem, path, f"{parts.scheme}://{host}"
+    # A bucket stands in the path already.
+    return filesystem, path, f"{parts.scheme}://{host if path.startswith('/') else ''}"
 
 
 def _list(filesystem: fs.FileSystem, named: str) -> list[str]:
@@ -113,11 +119,15 @@ def _list(filesystem: fs.FileSystem, named: str) -> list[str]:
     )
     kind = filesystem.get_file_info(named).type
     if kind == fs.FileType.Directory:
-        found, folder = [name for name in listing.find(named) if name.endswith(PARQUET + CSV)], named
+        found, folder = [name for name in listing.find(named, on_error="raise") if name.endswith(PARQUET + CSV)], named
     elif kind == fs.FileType.File:
         found, folder = [named], str(PurePosixPath(named).parent)
     else:
-        found = [name for name, entry in listing.glob(named, detail=True).items() if entry["type"] == "file"]
+        found = [
+            name
+            for name, entry in listing.glob(named, detail=True, on_error="raise").items()
+            if entry["type"] == "file"
+        ]
         folder = named.split("*")[0].split("?")[0].split("[")[0].rpartition("/")[0]
     # What engines leave beside their output (_SUCCESS, _temporary/, .crc) is hidden by its name.
     return sorted(

@@ -101,15 +101,18 @@ def _name_ids(config: TabularConfig, view: str, relation: Relation) -> Relation:
     rows, there, renamed = _rows(view), relation.types, []
     for name in {EVENTS: ("user_id", "item_id"), ITEMS: ("item_id",), USERS: ("user_id",)}[view]:
         column = ids[name]
+        others = {other.lower() for other in there if other != column}  # to DuckDB case tells no names apart
         if column not in there:
             raise UserError(f"data.columns.{name}", column, f"a column of the {rows}: " + ", ".join(there),
                             f"set data.columns.{name}=...")  # fmt: skip
         if column != name:
-            if name in there:
+            if name in others:
                 raise UserError(f"data.columns.{name}", column, f"{name}, for the {rows} have a column of that name",
                                 f"rename one of the two in the {rows}")  # fmt: skip
-            renamed.append(f"{quoted(column)} AS {name}")
-    return relation.select(", ".join(["*", *renamed])) if renamed else relation
+            renamed.append((column, name))
+    same = [column for column, name in renamed if column.lower() == name]
+    selected = ", ".join([_all_but(same), *(f"{quoted(column)} AS {name}" for column, name in renamed)])
+    return relation.select(selected) if renamed else relation
 
 
 def _view_events(connection: Connection, config: TabularConfig, relation: Relation) -> Relation:
@@ -118,7 +121,7 @@ def _view_events(connection: Connection, config: TabularConfig, relation: Relati
     Returns:
         The relation with the view's timestamp.
     """
-    hidden = ["timestamp"] if "timestamp" in relation.types else []
+    hidden = [name for name in relation.types if name.lower() == "timestamp"]
     column = config.columns.timestamp
     if column is None:
         relation = relation.select(_all_but(hidden))
@@ -138,7 +141,7 @@ def _view_events(connection: Connection, config: TabularConfig, relation: Relati
 
 
 def _all_but(hidden: list[str]) -> str:
-    return f"* EXCLUDE ({', '.join(hidden)})" if hidden else "*"
+    return f"* EXCLUDE ({', '.join(quoted(name) for name in hidden)})" if hidden else "*"
 
 
 def _seconds(config: TabularConfig, kind: str) -> tuple[str, bool]:
