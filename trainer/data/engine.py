@@ -158,7 +158,8 @@ def what_is_wrong(error: duckdb.Error) -> str:
 
 
 def shortened(text: str) -> str:
-    """A text that fits into a message."""
+    """A text that fits into a message, whatever bytes of a damaged file it has."""
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
     return text if len(text) <= 300 else text[:300] + "..."
 
 

@@ -1,6 +1,7 @@
 """Which files a source's path names, on this machine or wherever pyarrow.fs reads."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote, urlsplit
@@ -15,6 +16,7 @@ from trainer.errors import UserError
 
 PARQUET = (".parquet", ".pq")
 CSV = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".csv.zst")
+_GLOB = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -114,24 +116,19 @@ def _open_place(where: str, place: str) -> tuple[fs.FileSystem, str, str]:
 
 def _list(filesystem: fs.FileSystem, named: str) -> list[str]:
     """The paths of the files that `named` stands for, sorted, without hidden ones."""
-    listing: AbstractFileSystem = (
-        LocalFileSystem() if isinstance(filesystem, fs.LocalFileSystem) else ArrowFSWrapper(filesystem)
-    )
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    listing: AbstractFileSystem = LocalFileSystem() if is_local else ArrowFSWrapper(filesystem)
     kind = filesystem.get_file_info(named).type
+    if kind == fs.FileType.File:
+        return [named]
     if kind == fs.FileType.Directory:
-        found, folder = [name for name in listing.find(named, on_error="raise") if name.endswith(PARQUET + CSV)], named
-    elif kind == fs.FileType.File:
-        found, folder = [named], str(PurePosixPath(named).parent)
+        listed, folder = listing.find(named, detail=True, on_error="raise"), named
+        found = [name for name in listed if name.endswith(PARQUET + CSV)]
+    elif _GLOB.search(named):
+        listed, folder = listing.glob(named, detail=True, on_error="raise"), _GLOB.split(named)[0].rpartition("/")[0]
+        found = [name for name, entry in listed.items() if entry["type"] == "file"]
     else:
-        found = [
-            name
-            for name, entry in listing.glob(named, detail=True, on_error="raise").items()
-            if entry["type"] == "file"
-        ]
-        folder = named.split("*")[0].split("?")[0].split("[")[0].rpartition("/")[0]
+        return []
     # What engines leave beside their output (_SUCCESS, _temporary/, .crc) is hidden by its name.
-    return sorted(
-        name
-        for name in found
-        if not any(part.startswith(("_", ".")) for part in PurePosixPath(name.removeprefix(folder)).parts)
-    )
+    below = {name: PurePosixPath(name.removeprefix(folder)).parts for name in found}
+    return sorted(name for name, parts in below.items() if not any(part.startswith(("_", ".")) for part in parts))
