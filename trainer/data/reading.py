@@ -218,8 +218,9 @@ def _check_values(connection: Connection, source: Source, feature: Input) -> lis
         bad = f"len(list_filter({value}, lambda x: x IS NULL OR NOT isfinite(x))) > 0"
         short, long = first_row(connection, f"SELECT min(len({value})), max(len({value})) FROM {table}")
         if not short or short != long:
-            usual = f"SELECT len({value}) AS l FROM {table} GROUP BY l ORDER BY count(*) FILTER (l IS NOT NULL) DESC, l"
-            first = source.first(connection, feature.relation, selected, f"len({value}) <> ({usual} LIMIT 1)")
+            lengths = f"SELECT len({value}) AS length, count(*) AS rows FROM {table} GROUP BY length"
+            usual = f"SELECT length FROM ({lengths}) WHERE length IS NOT NULL ORDER BY rows DESC, length LIMIT 1"
+            first = source.first(connection, feature.relation, selected, f"len({value}) <> ({usual})")
             raise UserError(where, f"vectors of length {short} to {long}{first}", "one length above 0 for all",
                             "make them equal in the source")  # fmt: skip
     infinite, example, missing = first_row(
