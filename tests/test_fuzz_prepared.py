@@ -31,8 +31,6 @@ from trainer.prepare import prepare
 
 CASES = int(os.environ.get("TWO_TOWER_FUZZ", 60))
 FIRST = int(os.environ.get("TWO_TOWER_FUZZ_FIRST", 0))
-    int(os.environ.get(name, value)) for name, value in (("TWO_TOWER_FUZZ", 60), ("TWO_TOWER_FUZZ_FIRST", 0))
-)
 
 
 def everything(folder: Path) -> list:

@@ -477,12 +477,21 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"users": {"user_id": [1.5]}},
         r"users.user_id=DOUBLE: expected integers or strings",
     ),
-    "twice": ({"items": {"item_id": [1, 1, 2, 3, 4, 4]}}, r"items.item_id=1, 4: expected one row an id \(2 ids"),
-    "null item id": ({"items": {"item_id": [1, 2, None]}}, r"items.item_id=null in 1 of 3 rows \(first: row 3\)"),
+    "twice": (
+        {"items": {"item_id": [1, 1, 2, 3, 4, 4]}},
+        r"items.item_id=1, 4 \(first: .*items.parquet row 1, .* and .* row 2, .*\): expected one row an id \(2",
+    ),
+    "null item id": (
+        {"items": {"item_id": [1, 2, None]}},
+        r"items.item_id=null in 1 of 3 rows \(first: .*items.parquet row 3,",
+    ),
     "id types": ({"items": {"item_id": ["1", "2"]}}, r"items.item_id=string: expected int64, as in the events"),
     "unknown": ({"items": {"item_id": [1, 2]}}, r"events.item_id=2 events that name 2 unknown items, such as 3, 4"),
     "all unknown": ({"items": {"item_id": [8]}, "unknown_items": "drop"}, r"expected some events of known items"),
-    "twice a user": ({"users": {"user_id": [1, 1]}}, r"users.user_id=1: expected one row an id"),
+    "twice a user": (
+        {"users": {"user_id": [1, 1]}},
+        r"users.user_id=1 \(first: .*row 1,.* and .*row 2,.*\): expected one row an id",
+    ),
     "infinite": (
         {"items": ITEMS | {"price": [1.0, math.inf, 2.0, 3.0]}, "features": {"price": candidate("numeric")}},
         r"data.features.price=not finite in 1 items \(such as item_id 2\)",
@@ -493,11 +502,11 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "log1p": (
         {"items": ITEMS | {"price": [1.0, -1.0, -7.0, 3.0]}, "features": {"price": candidate("numeric", log1p=True)}},
-        r"data.features.price.log1p=true, with 2 values down to -7.0: expected values above -1",
+        r"data.features.price.log1p=true, with 2 values down to -7.0 \(first: .* row 2, .*\): expected values above -1",
     ),
     "ragged": (
         {"items": ITEMS | {"price": [[1.0], [1.0, 2.0], [1.0], None]}, "features": {"price": candidate("vector")}},
-        r"data.features.price=vectors of length 1 to 2: expected one length",
+        r"data.features.price=vectors of length 1 to 2 \(first: .* row 2, .*\): expected one length",
     ),
     "vector with NaN": (
         {"items": ITEMS | {"price": [[1.0], [math.nan], [1.0], [1.0]]}, "features": {"price": candidate("vector")}},

@@ -38,6 +38,15 @@ def test_csv_with_other_names(tmp_path: Path) -> None:
     assert found[0]["who"] == 1  # features may go by either name
 
 
+def test_names_that_differ_by_their_case(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("User_ID,item_id,Timestamp\n1,2,5\n3,4,6\n")
+    columns = ColumnsConfig(user_id="User_ID", timestamp="Timestamp")
+    assert read(tmp_path, columns=columns) == [
+        {"item_id": 2, "user_id": 1, "timestamp": 5, "seq": 0},
+        {"item_id": 4, "user_id": 3, "timestamp": 6, "seq": 1},
+    ]
+
+
 def test_items_and_users(tmp_path: Path) -> None:
     (tmp_path / "events.csv").write_text("user_id,sku,timestamp\n1,7,5\n")
     (tmp_path / "items.csv").write_text("sku,price\n7,1.5\n")
@@ -160,7 +169,7 @@ HEADER = "user_id,item_id,timestamp\n"
         (damaged_parquet, {"events": "events.parquet"}, r"data.events=.*events.parquet: expected readable files"),
         (text("events.parquet", "no parquet"), {"events": "events.parquet"}, r"events.parquet: expected readable"),
         (text("events.csv", HEADER + "1,1,1\n1,1\n"), {},
-         r"data.events=.*events.csv: expected as many fields in every"),
+         r"data.events=.*events.csv: expected readable files \(line 3: Expected Number of Columns: 3 Found: 2\)"),
     ],
 )  # fmt: skip
 def test_errors(tmp_path: Path, write: Callable[[Path], object], settings: dict[str, Any], message: str) -> None:

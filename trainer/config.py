@@ -115,9 +115,10 @@ class TabularConfig(PreparedConfig):
     """One's own events, items and users as CSV or Parquet."""
 
     source: str = "."
-    """Folder that the paths below are relative to."""
+    """Folder that the paths below are relative to: a path, or a URI that pyarrow.fs knows, as s3://bucket/logs?region=...,
+    gs://, abfs:// or hdfs://; credentials come from the environment as these services have it."""
     events: str = MISSING
-    """File, folder or glob of events, in the order in which they happened where timestamps tie."""
+    """File, folder or glob (or a URI of one) of events, in the order in which they happened where timestamps tie."""
     items: str | None = None
     """File, folder or glob of items; null when an item is nothing but its id."""
     users: str | None = None

@@ -4,12 +4,14 @@ python -m trainer.prepare data=movielens data.source=DIR data.dir=OUT
 """
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from trainer.config import (
     CONFIG_DIR,
+    ForeignConfig,
     GeneratedConfig,
     MovieLensConfig,
     PrepareConfig,
@@ -20,7 +22,12 @@ from trainer.config import (
 from trainer.data.schema import Feature, Schema
 from trainer.errors import UserError, user_errors
 
+if TYPE_CHECKING:
+    from trainer.data.reading import RowCount
+
 register_configs()
+
+_SOURCES = "movielens, tabular, generated or foreign"
 
 
 def prepare(config: PrepareConfig) -> Schema:
@@ -30,12 +37,19 @@ def prepare(config: PrepareConfig) -> Schema:
         UserError: the config or the data is not as it should be; nothing is left behind.
     """
     # Not needed to print --help or to refuse a typo.
+    from trainer.data.foreign import complete_folder
     from trainer.data.generated import read_generated
     from trainer.data.movielens import read_movielens
     from trainer.data.preparation import prepare_folder
     from trainer.data.tabular import read_tabular
 
     match config.data:
+        case ForeignConfig() as data:
+            schema = complete_folder(data, config.memory_limit)
+            print(f"items     {schema.num_items:,}")
+            _print_schema(schema)
+            print(f"completed {data.dir}")
+            return schema
         case MovieLensConfig() as data:
             read = partial(read_movielens, data)
         case TabularConfig() as data:
@@ -43,18 +57,29 @@ def prepare(config: PrepareConfig) -> Schema:
         case GeneratedConfig() as data:
             read = partial(read_generated, data)
         case other:
-            raise UserError("data", other, "a source: movielens, tabular or generated", "set data")
+            raise UserError("data", other, f"a source: {_SOURCES}", "set data")
     prepared = prepare_folder(data, config.memory_limit, read)
-    schema = prepared.schema
-    print(f"users     {prepared.num_users:,}")
-    print(f"items     {schema.num_items:,}")
-    print("events    " + ", ".join(f"{count:,} {split}" for split, count in schema.num_events.items()))
-    for feature in schema.features:
-        print(f"feature   {feature.side:<10}{feature.name:<16}{_describe(feature)}")
+    for name, count in (("users", prepared.num_users), ("items", prepared.schema.num_items)):
+        print(f"{name:<10}" + (_describe_rows(prepared.rows[name]) if name in prepared.rows else f"{count:,}"))
+    print("events    " + _describe_rows(prepared.rows["events"]))
+    _print_schema(prepared.schema)
     for note in prepared.notes:
         print(f"note      {note}")
     print(f"written   {data.dir}")
-    return schema
+    return prepared.schema
+
+
+def _print_schema(schema: Schema) -> None:
+    print("events    " + ", ".join(f"{count:,} {split}" for split, count in schema.num_events.items()))
+    if schema.num_sequences:
+        print(f"sequences {schema.num_sequences:,} of up to {schema.sequence_length} events")
+    for feature in schema.features:
+        print(f"feature   {feature.side:<10}{feature.name:<16}{_describe(feature)}")
+
+
+def _describe_rows(rows: "RowCount") -> str:
+    told = f"{rows.read:,} read, {rows.kept:,} kept"
+    return told + (f", {rows.dropped:,} dropped: {rows.dropped:,} {rows.why}" if rows.dropped else "")
 
 
 def _describe(feature: Feature) -> str:
@@ -74,7 +99,7 @@ def main(config: DictConfig) -> None:
     """The command."""
     with user_errors():
         if OmegaConf.is_missing(config, "data"):
-            raise UserError("data", "???", "movielens, tabular or generated", "add data=... to the command line")
+            raise UserError("data", "???", _SOURCES, "add data=... to the command line")
         prepare(typed(config, PrepareConfig))
 
 

@@ -1,8 +1,11 @@
 """DuckDB as `prepare` uses it: bounded memory, spilling into a folder of ours, and SQL helpers."""
 
+import errno
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
@@ -12,12 +15,46 @@ from trainer.errors import UserError
 
 Connection = duckdb.DuckDBPyConnection
 
+_CSV_COMPLAINTS = r"Expected Number|Value with|Invalid unicode|Maximum line size|Error when converting|Could not"
+
 EVENTS, ITEMS, USERS = "source_events", "source_items", "source_users"
 """Views that a source leaves in the connection; the last two may be absent.
 
-    source_events(user_id, item_id, timestamp BIGINT in seconds or absent, seq BIGINT: input order, ...)
+    source_events(user_id, item_id, timestamp BIGINT in seconds or absent, seq BIGINT: input order, ...,
+                  input_row BIGINT: input order, where seq is that of a finer clock)
     source_items(item_id, ...)    source_users(user_id, ...)
 """
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One file of a view."""
+
+    sql: str
+    """Its rows, with the view's columns but `seq`."""
+    place: Callable[[int], str] = lambda row: ""
+    """What more can be told of a row, counted from 1: its line or row group."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Rows of several files of one kind."""
+
+    types: dict[str, str]
+    """DuckDB type of each column."""
+    sql: str
+    """The rows, one file after another."""
+    scans: dict[str, Scan]
+    """Each file by itself."""
+    num_rows: dict[str, int]
+    """Rows of each file."""
+    is_csv: bool = False
+    """Whether a string may be a mistyped number."""
+
+    def select(self, selected: str) -> "Relation":
+        """The rows with other columns; `types` and the rest stay those of the files."""
+        scans = {file: replace(scan, sql=f"SELECT {selected} FROM ({scan.sql})") for file, scan in self.scans.items()}
+        return replace(self, sql=f"SELECT {selected} FROM ({self.sql})", scans=scans)
 
 
 @dataclass(frozen=True)
@@ -26,17 +63,57 @@ class Source:
 
     notes: list[str] = field(default_factory=list)
     """A line for everything that is not as one would think."""
-    scans: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By view and file, the SQL that scans this file alone: to find the one that is damaged."""
+    scans: dict[str, dict[str, Scan]] = field(default_factory=dict)
+    """By view and file, how to read this file alone: to find the row that is wrong."""
+    setting: str | None = None
+    """What names the files, where it is not data.events, data.items and data.users."""
 
-    def damaged(self, connection: Connection, view: str) -> str:
+    def named_by(self, view: str) -> str:
+        """The setting that names the files of a view."""
+        return self.setting or f"data.{view.removeprefix('source_')}"
+
+    def damaged(self, connection: Connection, view: str, selected: str = "*") -> str:
         """The first file of a view that cannot be read to the end, or the view's name where that is unknown."""
         for file, scan in self.scans.get(view, {}).items():
             try:
-                connection.execute(f"SELECT max(hash(COLUMNS(*))) FROM {scan}").fetchall()
+                connection.execute(
+                    f"SELECT max(hash(COLUMNS(*))) FROM (SELECT {selected} FROM ({scan.sql}))"
+                ).fetchall()
             except duckdb.Error:
                 return file
         return view
+
+    def first(self, connection: Connection, view: str, selected: str, condition: str, count: int = 1) -> str:
+        """Where in the files of a view the first rows that meet a condition are; see `first_rows`."""
+        return first_rows(connection, self.scans.get(view, {}), selected, condition, count)
+
+
+def first_rows(
+    connection: Connection, scans: dict[str, Scan], selected: str, condition: str, count: int = 1, show: str = ""
+) -> str:
+    """Where the first rows that meet a condition are, in order of the files, as the end of a message.
+
+    Args:
+        connection: What can run the scans.
+        scans: The files in order.
+        selected: SQL of the columns that the condition is about.
+        condition: SQL of what is wrong.
+        count: Rows to tell of.
+        show: SQL of what to tell of them besides.
+
+    Returns:
+        " (first: FILE row 5, line 6)", or nothing where there are no files.
+    """
+    found: list[str] = []
+    for file, scan in scans.items():
+        numbered = f"SELECT {selected}, row_number() OVER () AS row_in_file FROM ({scan.sql})"
+        wrong = f"SELECT row_in_file, {show or 'NULL'} FROM ({numbered}) WHERE {condition}"
+        for row, value in connection.execute(f"{wrong} ORDER BY row_in_file LIMIT {count}").fetchall():
+            told = [f"{file} row {row}", scan.place(row), shortened(repr(value)) if show else ""]
+            found.append(", ".join(part for part in told if part))
+        if len(found) >= count:
+            break
+    return f" (first: {' and '.join(found[:count])})" if found else ""
 
 
 @contextmanager
@@ -52,10 +129,53 @@ def reading(name: str, value: object | Callable[[], object]) -> Iterator[None]:
     except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.OutOfMemoryException):
         raise  # no fault of the files'
     except duckdb.Error as error:
-        # Damage surfaces as any kind of error; the first line says what, the others go into details.
-        message = str(error).strip().splitlines()[0]
+        if is_disk_full(error):
+            raise
+        # Damage surfaces as any kind of error.
         damaged = value() if callable(value) else value
-        raise UserError(name, damaged, f"readable files ({message})", "write the file anew, or leave it out") from error
+        expected, remedy = f"readable files ({what_is_wrong(error)})", "write the file anew, or leave it out"
+        raise UserError(name, damaged, expected, remedy) from error
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether nothing but room to write is missing."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+@contextmanager
+def within_limits(memory_limit: str, target: Path) -> Iterator[None]:
+    """Around work that may need more memory, or more room on the disk of `target`, than there is."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise UserError("memory_limit", memory_limit, "more memory for this data, or room on disk to spill to "
+                        f"beside {target}", "raise memory_limit, or free space there") from error  # fmt: skip
+    except (OSError, duckdb.Error) as error:
+        if not is_disk_full(error):
+            raise
+        raise UserError("data.dir", target, f"room on its disk ({shortened(' '.join(str(error).split()))})",
+                        "free space there, or set another data.dir") from error  # fmt: skip
+
+
+def what_is_wrong(error: duckdb.Error) -> str:
+    """DuckDB's message without its advice, in one line."""
+    lines = str(error).strip().splitlines()
+    if len(lines) > 1 and "Traceback" in lines[0]:  # raised while reading a file that lies elsewhere
+        return next((line for line in lines if re.match(r"[\w.]+: ", line)), lines[-1])
+    line = re.search(r"CSV Error on Line: (\d+)", lines[0])
+    if line:
+        # The line itself comes next, and may have any content and number of lines.
+        complaint = next((line for line in lines[1:] if re.match(_CSV_COMPLAINTS, line)), lines[0])
+        return shortened(f"line {line[1]}: {complaint}")
+    if "parser state machine" in lines[0].lower():
+        return "its lines do not all end alike, or its quotes are not as in RFC 4180"
+    return shortened(lines[0])
+
+
+def shortened(text: str) -> str:
+    """A text that fits into a message, whatever bytes of a damaged file it has."""
+    text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return text if len(text) <= 300 else text[:300] + "..."
 
 
 def open_engine(folder: Path, memory_limit: str) -> Connection:
@@ -67,6 +187,9 @@ def open_engine(folder: Path, memory_limit: str) -> Connection:
     connection = duckdb.connect(str(folder / "engine.duckdb"))
     connection.execute(f"SET temp_directory = {literal(str(folder / 'spilled'))}")
     connection.execute("SET enable_progress_bar = false")
+    # Nothing is downloaded while it runs.
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
     try:
         connection.execute(f"SET memory_limit = {literal(memory_limit)}")
     except duckdb.Error as error:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from trainer.config import ForeignConfig
 from trainer.data.catalog_file import write_catalog
 from trainer.data.contract import catalog_columns, event_columns, list_parts, sequence_columns
+from trainer.data.engine import within_limits
 from trainer.data.foreign_ids import check_ids
 from trainer.data.prepared_files import fingerprint
 from trainer.data.row_groups import RowGroups, one_array
@@ -41,6 +42,11 @@ def complete_folder(config: ForeignConfig, memory_limit: str) -> Schema:
     if (folder / "schema.json").exists():
         remedy = f"train on it; to check it again, rm {folder}/schema.json"
         raise UserError("data.dir", folder, "a folder that is not complete yet", remedy)
+    with within_limits(memory_limit, folder):
+        return _complete(folder, memory_limit)
+
+
+def _complete(folder: Path, memory_limit: str) -> Schema:
     schema = _declared(folder)
     schema, items, splits, sequences = _open(folder, schema)
     train_count = np.zeros(schema.num_items, np.int64)

@@ -10,20 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 from tqdm import tqdm
 
 from trainer.checks import require_one_of, require_positive
 from trainer.config import PreparedConfig
 from trainer.data.catalog_file import write_catalog
 from trainer.data.encoding import ColumnEncoder
-from trainer.data.engine import Connection, Source, first_row, open_engine
+from trainer.data.engine import Connection, Source, first_row, open_engine, within_limits
 from trainer.data.extension import Extended, open_extended
 from trainer.data.histories import Histories
 from trainer.data.inputs import check_declarations, resolve
 from trainer.data.prepared_files import fingerprint, write_parts, write_vocabularies
 from trainer.data.prepared_rows import catalog_batches, event_batches
-from trainer.data.reading import id_type, read_tables
+from trainer.data.reading import RowCount, id_type, read_tables
 from trainer.data.schema import Feature, Schema
 from trainer.data.sequences import count_trained_users, sequence_batches
 from trainer.data.splits import check_split, count_splits, order_events
@@ -37,6 +36,9 @@ class Prepared:
 
     schema: Schema
     num_users: int
+    """Users with events."""
+    rows: dict[str, RowCount]
+    """What became of the rows that were read, of "users", "items" (where the source has them) and "events"."""
     notes: list[str]
     """A line for everything left out, dropped or missing."""
 
@@ -61,13 +63,12 @@ def prepare_folder(config: PreparedConfig, memory_limit: str, read: Callable[[Co
     engine = partial / "engine"
     engine.mkdir()
     try:
-        with open_engine(engine, memory_limit) as connection, _Stages(7 + len(config.layouts)) as stages:
-            prepared = _run(config, extended, connection, partial, engine, read, stages)
-        shutil.rmtree(engine)
-        (partial / "schema.json").write_text(prepared.schema.to_json())
-        os.replace(partial, target)
-    except duckdb.OutOfMemoryException as error:
-        raise UserError("memory_limit", memory_limit, "more memory for this data", "raise memory_limit") from error
+        with within_limits(memory_limit, target):
+            with open_engine(engine, memory_limit) as connection, _Stages(7 + len(config.layouts)) as stages:
+                prepared = _run(config, extended, connection, partial, engine, read, stages)
+            shutil.rmtree(engine)
+            (partial / "schema.json").write_text(prepared.schema.to_json())
+            os.replace(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return prepared
@@ -140,7 +141,8 @@ def _run(
     source = read(connection)
     inputs, left_out = resolve(connection, config)
     notes = [*source.notes, *left_out, *extended.check_inputs(connection, inputs)]
-    notes += read_tables(connection, config, source, inputs)
+    rows, told = read_tables(connection, config, source, inputs)
+    notes += told
     stages.begin("ordering")
     order_events(connection, config.split, config.seed)
     num_events = count_splits(connection)
@@ -171,7 +173,7 @@ def _run(
         extends=extended.fingerprints,
     )
     (num_users,) = first_row(connection, "SELECT count(*) FROM users WHERE num_known > 0")
-    return Prepared(schema, num_users, notes + told)
+    return Prepared(schema, num_users, rows, notes + told)
 
 
 def _write_rows(

@@ -6,40 +6,65 @@
 All ids are BIGINT or VARCHAR here, and features go by `Input.column`.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 from trainer.config import PreparedConfig
 from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source, columns, first_row, reading, shuffled
 from trainer.data.inputs import INTEGERS, Input
+from trainer.data.values import check_values
 from trainer.errors import UserError
 
-# Source view -> the table made of it, what names a row of it, and the word for its rows.
-_TABLES = {
-    EVENTS: ("read_events", "seq", "events"),
-    ITEMS: ("catalog", "item_id", "items"),
-    USERS: ("read_users", "user_id", "users"),
-}
+
+@dataclass(frozen=True)
+class RowCount:
+    """What became of the rows of the events, the items or the users."""
+
+    read: int
+    dropped: int
+    why: str = ""
+    """What the dropped have in common, as in "name unknown items"."""
+
+    @property
+    def kept(self) -> int:
+        """The rows that are in the prepared folder."""
+        return self.read - self.dropped
 
 
-def read_tables(connection: Connection, config: PreparedConfig, source: Source, inputs: list[Input]) -> list[str]:
+def read_tables(
+    connection: Connection, config: PreparedConfig, source: Source, inputs: list[Input]
+) -> tuple[dict[str, RowCount], list[str]]:
     """Fills the tables.
 
     Returns:
-        A line for everything dropped or missing.
+        What became of the rows of "users" and "items", where the source has those, and of "events"; and a line for
+        everything dropped or missing.
 
     Raises:
         UserError: an id is null or of another type, an item or user comes twice, an event's item is unknown and
             `unknown_items` is error, a number is infinite or below what log1p takes, vectors differ in length.
     """
-    _read(connection, source, EVENTS, "read_events", ["user_id", "item_id"], ["timestamp", "seq"], inputs)
+    counts = {}
+    events = _read(
+        connection, source, EVENTS, "read_events", ["user_id", "item_id"], ["timestamp", "seq", "input_row"], inputs
+    )
+    notes = _count_unordered(connection)
     if columns(connection, USERS):
-        _read(connection, source, USERS, "read_users", ["user_id"], [], inputs)
-        _check_unique(connection, "read_users", "user_id")
-    _read_catalog(connection, config, source, inputs)
-    notes = _check_unknown_items(connection, config) + _count_unknown_users(connection)
+        users = _read(connection, source, USERS, "read_users", ["user_id"], [], inputs)
+        _check_unique(connection, source, USERS, "read_users", "user_id")
+    has_items = bool(columns(connection, ITEMS))
+    items = _read_catalog(connection, config, source, inputs)
+    notes += _check_unknown_items(connection, config, source) + _count_unknown_users(connection)
     for feature in inputs:
-        notes += _check_values(connection, feature)
-    return notes
+        notes += check_values(connection, source, feature)
+    if columns(connection, USERS):
+        idle = "SELECT count(*) FROM read_users ANTI JOIN read_events USING (user_id)"
+        counts["users"] = RowCount(users, first_row(connection, idle)[0], "have no events")
+    if has_items:
+        counts["items"] = RowCount(items, 0)
+    (left,) = first_row(connection, "SELECT count(*) FROM read_events")
+    counts["events"] = RowCount(events, events - left, "name unknown items")
+    return counts, notes
 
 
 def id_type(connection: Connection, table: str, column: str) -> Literal["int64", "string"]:
@@ -55,28 +80,35 @@ def _read(
     ids: list[str],
     others: list[str],
     inputs: list[Input],
-) -> None:
-    """Fills a table from a view, and sees to it that neither the ids nor the others are null."""
+) -> int:
+    """Fills a table from a view, and sees to it that neither the ids nor the others are null.
+
+    Returns:
+        Its rows.
+    """
     types = columns(connection, view)
     select = [f"{_cast_id(view, column, types)} AS {column}" for column in ids]
     select += [column for column in others if column in types]
     here = (feature for feature in inputs if feature.relation == view and feature.value)
     select += [f"{feature.value} AS {feature.column}" for feature in here]
     where = view.removeprefix("source_")
-    with reading(f"data.{where}", lambda: source.damaged(connection, view)):
+    selected = ", ".join(part for part in select if part not in ("seq", "input_row"))
+    with reading(source.named_by(view), lambda: source.damaged(connection, view, selected)):
         connection.execute(f"CREATE TABLE {table} AS SELECT {', '.join(select)} FROM {view}")
     (rows,) = first_row(connection, f"SELECT count(*) FROM {table}")
     if rows == 0:
-        raise UserError(f"data.{where}", "no rows", "at least one", "check the source's files")
+        raise UserError(source.named_by(view), "no rows", "at least one", "check the source's files")
     required = [*ids, *(column for column in others if column in types)]
     counted = ", ".join(f"count(*) - count({column})" for column in required)
     nulls = first_row(connection, f"SELECT {counted} FROM {table}")
     for column, count in zip(required, nulls, strict=True):
         if count:
-            numbered = f"SELECT {column}, row_number() OVER () AS row FROM {table}"
-            (row,) = first_row(connection, f"SELECT min(row) FROM ({numbered}) WHERE {column} IS NULL")
-            raise UserError(f"{where}.{column}", f"null in {count} of {rows} rows (first: row {row})", "no nulls",
+            first = source.first(connection, view, selected, f"{column} IS NULL")
+            # What int64 cannot hold is null by now.
+            expected = "an int64 or a string in every row" if column in ids else "a time in every row"
+            raise UserError(f"{where}.{column}", f"null in {count} of {rows} rows{first}", expected,
                             "remove those rows or fill them in")  # fmt: skip
+    return rows
 
 
 def _cast_id(view: str, column: str, types: dict[str, str]) -> str:
@@ -85,15 +117,30 @@ def _cast_id(view: str, column: str, types: dict[str, str]) -> str:
     if kind not in (*INTEGERS, "UBIGINT", "VARCHAR"):
         raise UserError(f"{view.removeprefix('source_')}.{column}", kind, "integers or strings",
                         f"cast {column} to one of them in the source")  # fmt: skip
-    return f"CAST({column} AS {'VARCHAR' if kind == 'VARCHAR' else 'BIGINT'})"
+    return column if kind == "VARCHAR" else f"TRY_CAST({column} AS BIGINT)"
 
 
-def _check_unique(connection: Connection, table: str, column: str) -> None:
+def _count_unordered(connection: Connection) -> list[str]:
+    """A note where events are not listed in order of time."""
+    types = columns(connection, "read_events")
+    if "timestamp" not in types:
+        return []
+    listed = "input_row" if "input_row" in types else "seq"
+    before = f"lag((timestamp, seq)) OVER (PARTITION BY user_id ORDER BY {listed})"
+    late = f"SELECT count(*) FROM (SELECT (timestamp, seq) < {before} AS late FROM read_events) WHERE late"
+    (count,) = first_row(connection, late)
+    if "input_row" in types:
+        connection.execute("ALTER TABLE read_events DROP COLUMN input_row")
+    return [f"{count} events are earlier than the one listed before of the same user: sorted by time"] if count else []
+
+
+def _check_unique(connection: Connection, source: Source, view: str, table: str, column: str) -> None:
     repeated = f"SELECT {column} FROM {table} GROUP BY {column} HAVING count(*) > 1"
     count, such = _count_and_show(connection, repeated, column)
     if count:
-        where = table.removeprefix("read_")
-        raise UserError(f"{where}.{column}", such, f"one row an id ({count} ids have more)",
+        where = view.removeprefix("source_")
+        first = source.first(connection, view, column, f"{column} = (SELECT min({column}) FROM ({repeated}))", 2)
+        raise UserError(f"{where}.{column}", f"{such}{first}", f"one row an id ({count} ids have more)",
                         f"keep one row of each in the {where}")  # fmt: skip
 
 
@@ -104,24 +151,30 @@ def _count_and_show(connection: Connection, query: str, column: str) -> tuple[in
     return count, ", ".join(str(value) for (value,) in shown)
 
 
-def _read_catalog(connection: Connection, config: PreparedConfig, source: Source, inputs: list[Input]) -> None:
+def _read_catalog(connection: Connection, config: PreparedConfig, source: Source, inputs: list[Input]) -> int:
+    """Fills the catalogue; returns the rows of the items, or the items of the events where the source has none."""
     if not columns(connection, ITEMS):
         connection.execute(f"CREATE VIEW {ITEMS} AS SELECT DISTINCT item_id FROM read_events")
-    _read(connection, source, ITEMS, "read_items", ["item_id"], [], inputs)
-    _check_unique(connection, "read_items", "item_id")
-    for table, column, other in (("read_items", "item_id", "items"), ("read_users", "user_id", "users")):
+    rows = _read(connection, source, ITEMS, "read_items", ["item_id"], [], inputs)
+    _check_unique(connection, source, ITEMS, "read_items", "item_id")
+    for table, column, view in (("read_items", "item_id", ITEMS), ("read_users", "user_id", USERS)):
         types = columns(connection, table)
         if types and types[column] != columns(connection, "read_events")[column]:
             ours, theirs = id_type(connection, "read_events", column), id_type(connection, table, column)
-            raise UserError(f"{other}.{column}", theirs, f"{ours}, as in the events", f"cast {column} in one of them")
+            no_integer = f"TRY_CAST({column} AS BIGINT) IS NULL"
+            first = source.first(connection, view if theirs == "string" else EVENTS, column, no_integer)
+            raise UserError(f"{view.removeprefix('source_')}.{column}", theirs,
+                            f"{ours}, as in the events" + (f"; one is no integer{first}" if first else ""),
+                            f"cast {column} in one of them")  # fmt: skip
     connection.execute(f"""
         CREATE TABLE catalog AS
         SELECT CAST(row_number() OVER (ORDER BY {shuffled(config.seed, "item_id")}) - 1 AS INTEGER) AS item_row, *
         FROM read_items ORDER BY item_row""")
     connection.execute("DROP TABLE read_items")
+    return rows
 
 
-def _check_unknown_items(connection: Connection, config: PreparedConfig) -> list[str]:
+def _check_unknown_items(connection: Connection, config: PreparedConfig, source: Source) -> list[str]:
     unknown = "FROM read_events ANTI JOIN catalog USING (item_id)"
     items, such = _count_and_show(connection, f"SELECT DISTINCT item_id {unknown}", "item_id")
     if not items:
@@ -129,6 +182,8 @@ def _check_unknown_items(connection: Connection, config: PreparedConfig) -> list
     (events,) = first_row(connection, f"SELECT count(*) {unknown}")
     told = f"{events} events that name {items} unknown items, such as {such}"
     if config.unknown_items == "error":
+        missing = "item_id NOT IN (SELECT item_id FROM catalog)"
+        told += source.first(connection, EVENTS, "item_id", missing)
         raise UserError("events.item_id", told, "only ids of the items",
                         "add the items or set data.unknown_items=drop, or out_of_vocabulary")  # fmt: skip
     (every,) = first_row(connection, "SELECT count(*) FROM read_events")
@@ -146,60 +201,3 @@ def _count_unknown_users(connection: Connection) -> list[str]:
     query = "SELECT count(*), count(DISTINCT user_id) FROM read_events ANTI JOIN read_users USING (user_id)"
     events, users = first_row(connection, query)
     return [f"{events} events of {users} users that the users lack: their features are missing"] if events else []
-
-
-def _check_values(connection: Connection, feature: Input) -> list[str]:
-    """Looks for numbers that no model can take, and for more values than declared; a note counts the nulls."""
-    if feature.multi_valued:
-        _check_lengths(connection, feature)
-    if feature.kind not in ("numeric", "vector"):
-        return []
-    where, value = f"data.features.{feature.name}", feature.column
-    table, key, rows = _TABLES[feature.relation]
-    bad = f"isinf({value})"
-    if feature.kind == "vector":
-        bad = f"len(list_filter({value}, lambda x: x IS NULL OR NOT isfinite(x))) > 0"
-        _check_float16(connection, feature)
-        short, long = first_row(connection, f"SELECT min(len({value})), max(len({value})) FROM {table}")
-        if not short or short != long:
-            raise UserError(where, f"vectors of length {short} to {long}", "one length above 0 for all",
-                            "make them equal in the source")  # fmt: skip
-    infinite, example, missing = first_row(
-        connection,
-        f"""
-        SELECT count(*) FILTER ({bad}), min({key}) FILTER ({bad}), count(*) FILTER ({value} IS NULL) FROM {table}""",
-    )
-    if infinite:
-        raise UserError(where, f"not finite in {infinite} {rows} (such as {key} {example})",
-                        "finite float32 numbers", "replace them in the source, by nothing where unknown")  # fmt: skip
-    if feature.config.log1p:
-        low, count = first_row(connection, f"SELECT min({value}), count(*) FILTER ({value} <= -1) FROM {table}")
-        if count:
-            raise UserError(f"{where}.log1p", f"true, with {count} values down to {low}", "values above -1",
-                            f"set {where}.log1p=false")  # fmt: skip
-    return [f"feature {feature.name}: missing in {missing} {rows}"] if missing else []
-
-
-def _check_lengths(connection: Connection, feature: Input) -> None:
-    where, most = f"data.features.{feature.name}.max_values", feature.config.max_values
-    table, key, rows = _TABLES[feature.relation]
-    more = f"FILTER (len({feature.column}) > {most})"
-    query = f"SELECT count(*) {more}, min({key}) {more}, max(len({feature.column})) FROM {table}"
-    count, example, longest = first_row(connection, query)
-    if count:
-        raise UserError(where, f"{most}, with more in {count} {rows} (such as {key} {example})",
-                        f"at least {longest}, the most that a row has", f"set {where}={longest}")  # fmt: skip
-
-
-def _check_float16(connection: Connection, feature: Input) -> None:
-    if feature.config.dtype != "float16":
-        return
-    table, key, rows = _TABLES[feature.relation]
-    # What is finite in float32 and rounds to infinity in float16.
-    large = f"len(list_filter({feature.column}, lambda x: isfinite(x) AND abs(x) >= 65520)) > 0"
-    query = f"SELECT count(*), min({key}) FROM {table} WHERE {large}"
-    count, example = first_row(connection, query)
-    if count:
-        where = f"data.features.{feature.name}.dtype"
-        raise UserError(where, f"float16, with larger numbers in {count} {rows} (such as {key} {example})",
-                        "numbers up to 65504", f"set {where}=float32")  # fmt: skip
