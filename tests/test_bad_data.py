@@ -141,8 +141,8 @@ def test_lines_of_csv_are_those_a_person_counts(tmp_path: Path) -> None:
         ),
         (
             "1,1,1\n1,2,2\n1,3,n/a\n",
-            {"features": {"timestamp": query("numeric")}},
-            "features.timestamp.column=timestamp, where 1 of 3 values are something else (first: events.csv row 3, "
+            {"features": {"when": query("numeric", column="timestamp")}},
+            "features.when.column=timestamp, where 1 of 3 values are something else (first: events.csv row 3, "
             "line 4, 'n/a')",
         ),
         ("1,1,1\n1,99999999999999999999,2\n1,3,3\n", {}, "item_id (DOUBLE): expected a column of integers or strings"),

@@ -6,7 +6,16 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
 from trainer.checks import check_batch_size, check_evaluate_config, check_export_config, check_train_config
-from trainer.config import CONFIG_DIR, EvaluateConfig, ExportConfig, PrepareConfig, TrainConfig, register_configs, typed
+from trainer.config import (
+    CONFIG_DIR,
+    EvaluateConfig,
+    ExportConfig,
+    ForeignConfig,
+    PrepareConfig,
+    TrainConfig,
+    register_configs,
+    typed,
+)
 from trainer.errors import UserError
 
 KINDS = {"prepare": PrepareConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
@@ -42,9 +51,12 @@ def test_commands_compose_to_their_dataclass(command: str) -> None:
 
 @pytest.mark.parametrize("source", shipped("data"))
 def test_every_source_composes(source: str) -> None:
-    extra = {"movielens": ["data.source=in"], "tabular": ["data.events=e.csv"], "generated": []}[source]
+    extra = {"movielens": ["data.source=in"], "tabular": ["data.events=e.csv"]}.get(source, [])
     config = typed(compose("prepare", [f"data={source}", "data.dir=out", *extra]), PrepareConfig)
-    assert config.data.features["item_id"].kind == "id"
+    if source == "foreign":  # its features are declared in the folder
+        assert config.data == ForeignConfig(dir="out")
+    else:
+        assert config.data.features["item_id"].kind == "id"
 
 
 @pytest.mark.parametrize("model", shipped("model"))
