@@ -2,7 +2,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +108,7 @@ def test_data_written_by_another_engine_is_the_same_data(tmp_path: Path) -> None
     declared = {name: FeatureConfig(**fields) for name, fields in features.items()}
     schema = prepare(PrepareConfig(data=GeneratedConfig(dir=str(ours), features=declared, users=300, items=200)))
     theirs = as_foreign(ours, tmp_path / "theirs")
-    assert complete(theirs) == schema  # the fingerprint of all ids too
+    assert replace(complete(theirs), footers={}) == replace(schema, footers={})  # the fingerprint of all ids too
     tables = []
     for folder in (ours, theirs):
         with pa.memory_map(str(folder / "catalog.arrow")) as file:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.prepared import ITEMS, ROW_GROUP, ROWS, SCHEMA
+from trainer.data.footers import footer_checksums
 from trainer.data.row_groups import open_events
 from trainer.data.schema import ITEM_ROW, RAW_USER_ID, SEEN
 from trainer.errors import UserError
@@ -165,3 +166,22 @@ def test_the_size_of_the_largest_row_group_is_that_of_its_arrow_arrays(prepared:
     files = open_events(prepared, SCHEMA, "train")
     sizes = [files.read(group).nbytes for group in range(len(files.sizes))]
     assert 0.95 * max(sizes) < files.largest < 1.2 * max(sizes)
+
+
+def test_parts_that_are_missing_added_or_exchanged_are_named(folder: Path) -> None:
+    schema = replace(SCHEMA, footers=footer_checksums(folder))
+    assert len(schema.footers) == 6
+    open_events(folder, schema, "train")
+    first, second = (folder / "events" / "train" / f"part-0000{number}.parquet" for number in (0, 1))
+    shutil.copy(first, folder / "events" / "train" / "part-00002.parquet")
+    with pytest.raises(UserError, match=r"events/train/part-00002.parquet=there: expected no other file"):
+        open_events(folder, schema, "train")
+    (folder / "events" / "train" / "part-00002.parquet").rename(second)
+    with pytest.raises(UserError, match=r"part-00001.parquet=damaged or another: expected the file that was written"):
+        open_events(folder, schema, "train")
+    second.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"part-00001.parquet=damaged or another: expected the file that was written"):
+        open_events(folder, schema, "train")
+    second.unlink()
+    with pytest.raises(UserError, match=r"part-00001.parquet=missing: expected the file that was written"):
+        open_events(folder, schema, "train")

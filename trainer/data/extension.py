@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import FeatureConfig, PreparedConfig
-from trainer.data.engine import Connection, first_row, literal, reading
+from trainer.data.engine import Connection, first_row, reading
 from trainer.data.inputs import Input
 from trainer.data.schema import Feature, read_schema
+from trainer.data.vocabulary_files import scan_vocabulary
 from trainer.errors import UserError
 
 
@@ -64,7 +65,7 @@ class Extended:
             return 0
         path = self._vocabulary(feature.name)
         with reading("data.extends", path):
-            connection.execute(f"CREATE TABLE {table} AS SELECT id, index FROM read_parquet({literal(str(path))})")
+            connection.execute(f"CREATE TABLE {table} AS SELECT id, index FROM {scan_vocabulary(path)}")
         rows, last = first_row(connection, f"SELECT count(*), coalesce(max(index), 0) FROM {table}")
         declared = self.features[feature.name].num_embeddings - 1
         if not rows == last == declared:
@@ -87,13 +88,13 @@ class Extended:
     def _check_type(self, connection: Connection, feature: Input) -> None:
         path = self._vocabulary(feature.name)
         with reading("data.extends", path):
-            (described,) = connection.execute(f"DESCRIBE SELECT id FROM read_parquet({literal(str(path))})").fetchall()
+            (described,) = connection.execute(f"DESCRIBE SELECT id FROM {scan_vocabulary(path)}").fetchall()
         types = {"BIGINT": "int64", "VARCHAR": "string"}
         now, was = types[feature.value_type.removesuffix("[]")], types.get(described[1], described[1])
         self._require_same(feature.name, "", now, was)
 
-    def _vocabulary(self, table: str) -> Path:
-        return self.folder / "vocabulary" / f"{table}.parquet"
+    def _vocabulary(self, name: str) -> Path:
+        return self.folder / "vocabulary" / f"{self.features[name].table}.parquet"
 
     def _require_same(self, name: str, setting: str, value: object, was: object) -> None:
         if value != was:

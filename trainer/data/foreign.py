@@ -19,6 +19,7 @@ from trainer.config import ForeignConfig
 from trainer.data.catalog_file import write_catalog
 from trainer.data.contract import catalog_columns, event_columns, list_parts, sequence_columns
 from trainer.data.engine import within_limits
+from trainer.data.footers import footer_checksums
 from trainer.data.foreign_ids import check_ids
 from trainer.data.prepared_files import fingerprint
 from trainer.data.row_groups import RowGroups, one_array
@@ -65,7 +66,7 @@ def _complete(folder: Path, memory_limit: str) -> Schema:
     partial = folder / "catalog.arrow.partial"
     write_catalog(partial, _catalog_batches(_read(items, "catalog"), schema, train_count))
     os.replace(partial, folder / "catalog.arrow")
-    schema = replace(schema, fingerprint=fingerprint(folder))
+    schema = replace(schema, fingerprint=fingerprint(folder), footers=footer_checksums(folder))
     (folder / "schema.json.partial").write_text(schema.to_json())
     os.replace(folder / "schema.json.partial", folder / "schema.json")
     return schema

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import duckdb
 
-from trainer.data.engine import Connection, columns, first_row, literal, open_engine
-from trainer.data.prepared_files import vocabulary_files
+from trainer.data.engine import Connection, columns, first_row, open_engine
 from trainer.data.schema import RAW_ITEM_ID, Schema
+from trainer.data.vocabulary_files import scan_vocabulary, vocabulary_files
 from trainer.errors import UserError
 
 _REMEDY = "write it after docs/prepared_folder.md"
@@ -34,16 +34,11 @@ def check_ids(folder: Path, schema: Schema, memory_limit: str) -> None:
         shutil.rmtree(engine)
 
 
-def _scan(path: Path) -> str:
-    files = ", ".join(literal(str(file)) for file in vocabulary_files(path))
-    return f"read_parquet([{files}])"
-
-
 def _check_vocabulary(connection: Connection, path: Path, num_embeddings: int) -> None:
     if not path.exists() or not vocabulary_files(path):
         raise UserError(str(path), "missing", "a vocabulary with id, index and count", _REMEDY)
     try:
-        connection.execute(f"CREATE OR REPLACE TEMP VIEW vocabulary AS SELECT * FROM {_scan(path)}")
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW vocabulary AS SELECT * FROM {scan_vocabulary(path)}")
         types = columns(connection, "vocabulary")
         if types.get("id") not in _TYPES.values() or types.get("index") not in ("INTEGER", "BIGINT"):
             found = ", ".join(f"{name} {kind}" for name, kind in types.items())
@@ -73,13 +68,13 @@ def _check_once(connection: Connection, where: str, relation: str, column: str) 
 
 
 def _check_items(connection: Connection, folder: Path, schema: Schema) -> None:
-    connection.execute(f"CREATE TEMP VIEW items AS SELECT * FROM {_scan(folder / 'catalog')}")
+    connection.execute(f"CREATE TEMP VIEW items AS SELECT * FROM {scan_vocabulary(folder / 'catalog')}")
     _check_once(connection, str(folder / "catalog"), "items", RAW_ITEM_ID)
     item_id = schema.item_id
     if item_id.hashed:
         return
     path = folder / "vocabulary" / f"{item_id.table}.parquet"
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW vocabulary AS SELECT * FROM {_scan(path)}")
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW vocabulary AS SELECT * FROM {scan_vocabulary(path)}")
     if columns(connection, "vocabulary")["id"] != _TYPES[schema.item_id_type]:
         found = columns(connection, "vocabulary")["id"]
         raise UserError(f"{path} column id", found, f"{schema.item_id_type}, as item_id_type has it", _REMEDY)

@@ -18,6 +18,7 @@ from trainer.data.catalog_file import write_catalog
 from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import Connection, Source, first_row, open_engine, within_limits
 from trainer.data.extension import Extended, open_extended
+from trainer.data.footers import footer_checksums
 from trainer.data.histories import Histories
 from trainer.data.inputs import check_declarations, resolve
 from trainer.data.prepared_files import fingerprint, write_parts, write_vocabularies
@@ -170,6 +171,7 @@ def _run(
         user_id_type=id_type(connection, "read_events", "user_id"),
         item_id_type=id_type(connection, "catalog", "item_id"),
         fingerprint=fingerprint(folder),
+        footers=footer_checksums(folder),
         extends=extended.fingerprints,
     )
     (num_users,) = first_row(connection, "SELECT count(*) FROM users WHERE num_known > 0")

@@ -4,14 +4,13 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.contract import string_parts
 from trainer.data.engine import Connection, stream
 from trainer.data.schema import RAW_ITEM_ID
 from trainer.data.vocabulary import vocabulary_table
+from trainer.data.vocabulary_files import vocabulary_files
 
 PART_ROWS = 1 << 20
 VOCABULARY_ROW_GROUP = 1 << 17
@@ -90,11 +89,6 @@ def fingerprint(folder: Path) -> str:
         batches = (batch for file in files for batch in file.iter_batches(HASHED_ROWS, columns=["id"]))
         _update(digest, path.stem, (batch.column(0) for batch in batches))
     return digest.hexdigest()
-
-
-def vocabulary_files(path: Path) -> list[Path]:
-    """A vocabulary is one file or, as many engines write, a folder of that name with part-*.parquet in it."""
-    return sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
 
 
 def _update(digest: "hashlib._Hash", name: str, ids: Iterable[pa.Array]) -> None:

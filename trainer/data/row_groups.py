@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.data.contract import Column, Lists, Values, event_columns, is_list
+from trainer.data.footers import check_footers
 from trainer.data.schema import Schema
 from trainer.errors import UserError
 
@@ -149,8 +150,9 @@ def open_events(data_dir: str | Path, schema: Schema, split: str, columns: Colle
         columns: those that will be read; None for all that the contract has.
 
     Raises:
-        UserError: see RowGroups; or there are not as many rows as the schema says.
+        UserError: see RowGroups and check_footers; or there are not as many rows as the schema says.
     """
+    check_footers(Path(data_dir), schema, f"events/{split}")
     folder, contract = Path(data_dir) / "events" / split, event_columns(schema, split)
     rows = RowGroups(folder, {name: contract[name] for name in (contract if columns is None else columns)})
     if rows.num_rows != schema.num_events[split] or not rows.num_rows:

@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -83,10 +83,10 @@ class Feature:
 
     def check(self) -> None:
         """Raises a ValueError for what the feature alone shows to be wrong."""
-        for field in fields(self):
-            value, kind = getattr(self, field.name), str if field.default is MISSING else type(field.default)
+        for entry in fields(self):
+            value, kind = getattr(self, entry.name), str if entry.default is MISSING else type(entry.default)
             if type(value) is not kind and not (kind is float and type(value) is int):
-                raise ValueError(f"feature {self.name}: {field.name}={value!r} is no {kind.__name__}")
+                raise ValueError(f"feature {self.name}: {entry.name}={value!r} is no {kind.__name__}")
         is_vector, is_list = self.kind == "vector", self.kind == "history" or self.multi_valued
         for rule, holds in {
             f"name is one of {', '.join(RESERVED_COLUMNS)}, which have a meaning": self.name not in RESERVED_COLUMNS,
@@ -145,6 +145,9 @@ class Schema:
     fingerprint: str
     """Digest of which id has which row, in the catalogue and in every vocabulary: data that gives rows to other ids
     would pass for the same by all else that stands here."""
+    footers: dict[str, int] = field(default_factory=dict)
+    """CRC-32 of the Parquet footer of every part of events and sequences, by its path in the folder: so that a part
+    that is missing, damaged where it says what is in it, or another run's, is noticed before it is read."""
     extends: tuple[str, ...] = ()
     """Fingerprints of the folders whose vocabularies this one continues, the oldest first."""
     version: int = SCHEMA_VERSION
