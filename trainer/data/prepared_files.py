@@ -4,9 +4,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer.data.contract import string_parts
 from trainer.data.engine import Connection, stream
 from trainer.data.schema import RAW_ITEM_ID
 from trainer.data.vocabulary import vocabulary_table
