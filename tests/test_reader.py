@@ -166,3 +166,14 @@ def test_row_groups_too_large_for_the_memory_allowed_are_refused(prepared: Path)
     source.check_memory(source.memory / 1e9)
     with pytest.raises(UserError, match=r"memory_gb=1e-06: expected at least 0.0 for 6 streams a rank in row gr"):
         source.check_memory(1e-6)
+
+
+def test_an_item_that_the_catalogue_lacks_is_row_0_of_the_table(prepared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    path = folder / "events" / "test" / "part-00000.parquet"
+    table = pq.read_table(path)
+    lists = pa.array([[-1, 3, -1]] + table["history"].to_pylist()[1:], table["history"].type)
+    pq.write_table(table.set_column(table.schema.get_field_index("history"), "history", lists), path)
+    layout, files = assembler(folder), open_events(folder, SCHEMA, "test")
+    (batch,) = HeldOutReader(files, layout, 4, range(4), 1)
+    assert batch.batch.sparse_features["history"].to_dense()[0].tolist() == [0, 4, 0]

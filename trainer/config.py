@@ -150,8 +150,8 @@ class PrepareConfig:
     """configs/prepare.yaml."""
 
     data: Any = MISSING
-    memory_limit: str = "4GB"
-    """What the engine may hold in memory before it spills to disk."""
+    memory_limit: str = "3GB"
+    """What the engine may hold in memory before it spills to disk; the process as a whole takes some 0.5 GB more."""
 
 
 # --- train -----------------------------------------------------------------------------------------------------------
