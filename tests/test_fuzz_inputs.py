@@ -33,6 +33,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from tests.damage import damage
 from tests.shop import IDS, candidate, catalog, rows, vocabulary
 from trainer.config import TabularConfig
 from trainer.data.preparation import Prepared, prepare_folder
@@ -83,69 +84,6 @@ def written(table: pa.Table, kind: str) -> bytes:
             return file.getvalue()
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
-
-
-def flip(content: bytearray, rng: random.Random) -> None:
-    for _ in range(rng.choice((1, 1, 3, 20))):
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-
-
-def overwrite(content: bytearray, rng: random.Random) -> None:
-    begin, end = span(content, rng)
-    content[begin:end] = rng.choice((bytes(end - begin), rng.randbytes(end - begin), b'"' * (end - begin)))
-
-
-def cut(content: bytearray, rng: random.Random) -> None:
-    del content[rng.randrange(len(content)) :]
-
-
-def delete(content: bytearray, rng: random.Random) -> None:
-    begin, end = span(content, rng)
-    del content[begin:end]
-
-
-def duplicate(content: bytearray, rng: random.Random) -> None:
-    begin, end = span(content, rng)
-    content[begin:begin] = content[begin:end]
-
-
-def insert(content: bytearray, rng: random.Random) -> None:
-    place = rng.randrange(len(content) + 1)
-    content[place:place] = rng.choice(
-        (b"\n", b"\r", b"\r\n", b'"', b",", b"\x00", b"\xff", b"-", b"9" * 20, b"nan", b"\n\n")
-    )
-
-
-def swap(content: bytearray, rng: random.Random) -> None:
-    """Two spans, as if pages or lines had changed places."""
-    first, second = sorted((span(content, rng), span(content, rng)))
-    if first[1] <= second[0]:
-        one, other = content[slice(*first)], content[slice(*second)]
-        content[slice(*second)] = one
-        content[slice(*first)] = other
-
-
-def swap_lines(content: bytearray, rng: random.Random) -> None:
-    lines = bytes(content).splitlines(keepends=True)
-    rng.shuffle(lines)
-    content[:] = b"".join(lines)
-
-
-def end_of_file(content: bytearray, rng: random.Random) -> None:
-    """In Parquet, where the schema, the offsets and the statistics are."""
-    place = rng.randrange(max(0, len(content) - 3000), len(content))
-    content[place] ^= 1 << rng.randrange(8)
-
-
-DAMAGES = (flip, flip, overwrite, cut, delete, duplicate, insert, swap, swap_lines, end_of_file, end_of_file)
-
-
-def span(content: bytearray, rng: random.Random) -> tuple[int, int]:
-    begin = rng.randrange(len(content))
-    return begin, min(len(content), begin + rng.choice((1, 4, 30, 500, 5000)))
-
-
 # --- one case --------------------------------------------------------------------------------------------------------
 
 
@@ -155,10 +93,9 @@ def run_case(seed: int, folder: Path, tell: Callable[[str], None]) -> str:
     kinds = {name: rng.choice((*KINDS, "csv", "none.parquet")) for name in ("events", "items")}
     damaged = rng.choice(("events", "events", "items"))
     for name, table in zip(("events", "items"), tables(), strict=True):
-        content = bytearray(written(table, kinds[name]))
-        for _ in range(rng.choice((1, 1, 1, 3)) if name == damaged else 0):
-            if content:
-                rng.choice(DAMAGES)(content, rng)
+        content = written(table, kinds[name])
+        if name == damaged:
+            content = damage(content, rng)
         (folder / f"{name}.{kinds[name]}").write_bytes(content)
     paths = {name: folder / f"{name}.{kind}" for name, kind in kinds.items()}
     config = TabularConfig(

@@ -1,12 +1,15 @@
 """A prepared folder damaged at random is refused with one message, or read as it was: never misread, never a crash.
 
 What may differ unnoticed are the floats of the catalogue, which nobody wants to read whole at every start, and what no
-reader looks at. TWO_TOWER_FUZZ=5000 makes it a long run.
+reader looks at.
+
+    FUZZ_CASES=5000 FUZZ_FIRST=1000 pytest tests/test_fuzz_prepared.py      # for longer
 """
 
 import json
 import multiprocessing
 import os
+import random
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -29,8 +32,7 @@ from trainer.data.schema import read_schema
 from trainer.errors import UserError
 from trainer.prepare import prepare
 
-CASES = int(os.environ.get("TWO_TOWER_FUZZ", 60))
-FIRST = int(os.environ.get("TWO_TOWER_FUZZ_FIRST", 0))
+CASES, FIRST = int(os.environ.get("FUZZ_CASES", "60")), int(os.environ.get("FUZZ_FIRST", "0"))
 
 
 def everything(folder: Path) -> list:
@@ -77,9 +79,9 @@ def test_a_damaged_folder_is_refused_or_read_as_it_was(sound: Path, tmp_path: Pa
     refused = 0
     with ProcessPoolExecutor(1, context) as pool:  # a crash breaks it, and so is an error here
         for case in range(FIRST, FIRST + CASES):
-            rng = np.random.default_rng(case)
+            rng = random.Random(case)
             folder = shutil.copytree(sound, tmp_path / f"case-{case}")
-            spoiled = folder / files[rng.integers(len(files))].relative_to(sound)
+            spoiled = folder / rng.choice(files).relative_to(sound)
             spoiled.write_bytes(damage(spoiled.read_bytes(), rng))
             found = pool.submit(outcome, str(folder)).result(timeout=60)
             refused += isinstance(found, str)

@@ -172,7 +172,7 @@ def test_an_item_that_the_catalogue_lacks_is_row_0_of_the_table(prepared: Path, 
     folder = shutil.copytree(prepared, tmp_path / "copy")
     path = folder / "events" / "test" / "part-00000.parquet"
     table = pq.read_table(path)
-    lists = pa.array([[-1, 3, -1]] + table["history"].to_pylist()[1:], table["history"].type)
+    lists = pa.array([[-1, 3, -1], *table["history"].to_pylist()[1:]], table["history"].type)
     pq.write_table(table.set_column(table.schema.get_field_index("history"), "history", lists), path)
     layout, files = assembler(folder), open_events(folder, SCHEMA, "test")
     (batch,) = HeldOutReader(files, layout, 4, range(4), 1)
