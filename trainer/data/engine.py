@@ -1,4 +1,8 @@
-"""DuckDB as `prepare` uses it: bounded memory, spilling into a folder of ours, and SQL helpers."""
+"""DuckDB as `prepare` uses it: bounded memory, spilling into a folder of ours, and SQL helpers.
+
+Polars is as quick or quicker, but what it holds in memory grows with the data; DuckDB keeps to its limit
+(benchmarks/engines.py).
+"""
 
 import errno
 import os
