@@ -6,8 +6,8 @@
 
 From events as Parquet: number the users and the items, find each event's place among its user's, and write all events
 in pseudo-random order. Each engine is given two threads and, where it takes a limit, `--memory` GB. On 2 cores,
-2026-11-22, with 2 GB: 20 million events take DuckDB 44 s, Polars 35 s and DataFusion 70 s, all in about 2 GB; 60 million
-take DuckDB 140 s in 2.1 GB, Polars 113 s in 5.3 GB.
+2026-11-22, with 2 GB: 20 million events take DuckDB 44 s, Polars 35 s and DataFusion 70 s, all in about 2 GB; 60
+million take DuckDB 140 s in 2.1 GB, Polars 113 s in 5.3 GB.
 """
 
 import argparse

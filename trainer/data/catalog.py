@@ -28,9 +28,10 @@ class Catalog:
         try:
             file = pa.ipc.open_file(pa.memory_map(str(path)))
             self._table, batches = file.read_all(), file.num_record_batches
-        except (OSError, pa.ArrowException) as error:
+            there = self._table.column_names
+        except (OSError, ValueError, pa.ArrowException) as error:  # names may be no text any more
             raise UserError("data.dir", data_dir, f"a readable catalog.arrow ({error})", remedy) from None
-        columns, there = catalog_columns(schema), self._table.column_names
+        columns = catalog_columns(schema)
         if not columns.keys() <= set(there) or self._table.num_rows != schema.num_items or batches != 1:
             expected = f"{schema.num_items} rows in one record batch, with columns {', '.join(columns)}"
             raise UserError(str(path), f"{self._table.num_rows} in {batches}, {', '.join(there)}", expected, remedy)
