@@ -87,7 +87,7 @@ class PreparedConfig:
     extends: str | None = None
     """Folder prepared earlier whose vocabularies are continued: what they know keeps its rows, what is new follows."""
     row_group_size: int = 16384
-    """Rows of a Parquet row group of the events: the unit that training shuffles."""
+    """Events of a Parquet row group, which training shuffles and holds in memory as a whole."""
     seed: int = 0
     """Orders rows and vocabulary."""
 

@@ -15,8 +15,6 @@ from trainer.data.prepared_rows import joined, record_batch
 from trainer.data.schema import ITEM_ROW
 from trainer.errors import UserError
 
-EVENT_BATCH = 1 << 16
-
 
 def count_trained_users(connection: Connection) -> list[str]:
     """A line for users with a single training event, who have no sequence.
@@ -36,14 +34,15 @@ def count_trained_users(connection: Connection) -> list[str]:
 def sequence_batches(
     connection: Connection, encoders: list[ColumnEncoder], config: PreparedConfig
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of the sequences' files in batches of a row group, in pseudo-random order.
+    """Rows of the sequences' files in pseudo-random order, in batches of about row_group_size events.
 
     A user's rows are counted from the last training event back, each `sequence_length` events long but for the oldest;
     one ends with the event that the next begins with, so that every event but the user's first has a row in which
     others come before it. Events of unknown items are there where they lie between training events.
     """
-    events = regroup(stream(connection, _query(connection, encoders, config), EVENT_BATCH), EVENT_BATCH)
-    yield from regroup((_rows(batch, encoders) for batch in _whole(events)), config.row_group_size)
+    size = config.row_group_size
+    events = regroup(stream(connection, _query(connection, encoders, config), size), size)
+    yield from (_rows(batch, encoders) for batch in _whole(events))
 
 
 def _query(connection: Connection, encoders: list[ColumnEncoder], config: PreparedConfig) -> str:
