@@ -5,6 +5,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
+from tests.commands import run
 from trainer.checks import check_batch_size, check_evaluate_config, check_export_config, check_train_config
 from trainer.config import (
     CONFIG_DIR,
@@ -150,3 +151,22 @@ def test_a_key_added_with_a_plus_is_refused_too(command: str, override: str) -> 
     extra = ["data=movielens"] if command == "prepare" else []
     with pytest.raises((UserError, ConfigCompositionException), match=override[1:].split("=")[0].split(".")[-1]):
         typed(compose(command, [*extra, *REQUIRED[command], override]), KINDS[command])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("source: [", "line"),
+        ("sauce: .\n", "Key 'sauce' not in 'TabularConfig'"),
+        ("features:\n", "is not Optional"),
+    ],
+)
+def test_a_file_of_ones_own_that_is_wrong_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("defaults: [tabular_schema, _self_]\n" + text)
+    done = run(
+        "trainer.prepare", "--config-dir", str(tmp_path), "data=mine", "data.events=e.csv", f"data.dir={tmp_path}/o"
+    )
+    lines = done.stderr.strip().splitlines()
+    assert (done.returncode, len(lines)) == (2, 1), done.stderr
+    assert lines[0].startswith("error: ") and told in lines[0]

@@ -170,13 +170,19 @@ def declared(number: int, **fields: object) -> Callable[[Path], None]:
     return change
 
 
+def undeclared(folder: Path, number: int, name: str) -> None:
+    content = json.loads((folder / "features.json").read_text())
+    del content["features"][number][name]
+    (folder / "features.json").write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "features.json").write_text("{"), r"features.json=unfit: expected features"),
         (declared(0, kind="ids"), r"feature user_id: kind=ids is not one of id, categorical, numeric, vector, history"),
         (declared(0, num_embeddings="3"), r"feature user_id: num_embeddings='3' is no int"),
-        (declared(0, embeddings=3), r"features.json=unfit.*unexpected keyword argument 'embeddings'"),
+        (declared(0, embeddings=3), r"features.json=unfit.*feature user_id: unknown embeddings"),
         (declared(2, table="user_id"), r"features user_id and history differ about table user_id"),
         (declared(2, table="clicks"), r"feature history: table=clicks is not that of item_id"),
         (declared(2, num_embeddings=9), r"features history and item_id differ about table item_id"),
@@ -193,7 +199,7 @@ def declared(number: int, **fields: object) -> Callable[[Path], None]:
          r"catalog column raw_item_id=mug in 2 rows: expected every id once"),
         (rewritten("catalog/part-0.parquet", item_id=[3, 2, 1, 0]),
          r"column item_id=1 for raw_item_id cap: expected 2, its index in the vocabulary"),
-        (rewritten("catalog/part-0.parquet", item_id=[3, 1, 2, 4]), r"column item_id=4: expected 0 to 3"),
+        (rewritten("catalog/part-0.parquet", item_id=[3, 1, 2, 4]), r"column item_id row 3=4: expected 0 to 3"),
         (rewritten("catalog/part-0.parquet", image=[[0.1, 0.2], [0.3, float("nan")], [0, 0], [1, 1]]),
          r"column image row 1=nan in a list: expected finite numbers"),
         (rewritten("vocabulary/user_id.parquet", index=[2, 1]), r"user_id.parquet row 0=id 17 with index 2"),
@@ -206,8 +212,17 @@ def declared(number: int, **fields: object) -> Callable[[Path], None]:
         (lambda folder: (folder / "vocabulary/tags.parquet").write_text("x"), r"tags.parquet=damaged: expected "),
         (lambda folder: shutil.rmtree(folder / "events/test"), r"expected rows in .*events/test/part"),
         (lambda folder: shutil.rmtree(folder / "events/train"), r"expected rows in .*events/train/part"),
-        (rewritten("events/train/part-0.parquet", item_row=[1, 2, 4, 1]), r"train/part-0.parquet.*item_row=4: "),
+        (rewritten("events/train/part-0.parquet", item_row=[1, 2, 4, 1]), r"train/part-0.parquet.*item_row row 2=4: "),
         (rewritten("events/test/part-0.parquet", raw_user_id=pa.array(["4"])), r"raw_user_id=string: expected int64"),
+        (lambda folder: (folder / "events/train/part-0.parquet").rename(folder / "events/train/data-0.parquet"),
+         r"data-0.parquet=a name that is not read: expected files named part-"),
+        (rewritten("vocabulary/item_id.parquet", count=[1, 2, 1]),
+         r"item_id.parquet column count=1 for id pen: expected the 2 training events that name its row"),
+        (rewritten("events/test/part-0.parquet", raw_user_id=[17]),
+         r"events/test column user_id=2 for raw_user_id 17: expected 1, its index in the vocabulary"),
+        (rewritten("events/test/part-0.parquet", seen=[[1]]),
+         r"events/test row group 0 column seen row 0=a list of 1: expected all that .* at least the 2 of history"),
+        (lambda folder: undeclared(folder, 1, "std"), r"feature age: missing std"),
         (lambda folder: with_sequences(folder, age=[[1.0, 2.0], [3.0, 4.0]]),
          r"sequences row group 0 column age row 0=a list of 2: expected the 3 of item_row"),
         (lambda folder: with_sequences(folder, item_row=[[1], [1, 2]], age=[[1.0], [1.0, 2.0]]),

@@ -558,7 +558,11 @@ def test_command_writes_nothing_but_its_folder(tmp_path: Path) -> None:
             "error: data.dir=???: expected a value. Remedy: add data.dir=... to the command line.",
         ),
         (("data=movielens", "data.source=.", "data.dir=out"), 2, "expected a MovieLens folder"),
-        (("data=generated", "data.dir=out", "data.itemz=3"), 1, "Key 'itemz' not in 'GeneratedConfig'"),
+        (
+            ("data=generated", "data.dir=out", "data.itemz=3"),
+            2,
+            "'data.itemz'. Key 'itemz' not in 'GeneratedConfig'",
+        ),
     ],
 )
 def test_command_refuses_without_a_traceback(

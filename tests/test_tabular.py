@@ -194,3 +194,26 @@ def test_files_that_differ(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": ["1"], "item_id": [1], "timestamp": [1]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match=r"b.parquet, where user_id is VARCHAR: expected BIGINT, as in .*a.parquet"):
         read(tmp_path, events="*.parquet")
+
+
+def test_ids_may_have_other_names_in_items_and_users(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("customer,article,timestamp\n1,7,5\n")
+    (tmp_path / "items.csv").write_text("sku,price\n7,1.5\n")
+    (tmp_path / "users.csv").write_text("id,country\n1,de\n")
+    columns = ColumnsConfig("customer", "article", items_item_id="sku", users_user_id="id")
+    settings = {"items": "items.csv", "users": "users.csv", "columns": columns}
+    assert [(row["user_id"], row["item_id"]) for row in read(tmp_path, **settings)] == [(1, 7)]
+    assert read(tmp_path, ITEMS, **settings)[0]["item_id"] == 7
+    assert read(tmp_path, USERS, **settings)[0]["user_id"] == 1
+    with pytest.raises(UserError, match=r"data.columns.items_item_id=article: expected a column of the items: sku, pr"):
+        read(tmp_path, ITEMS, **(settings | {"columns": ColumnsConfig("customer", "article")}))
+
+
+def test_a_unit_that_leads_beyond_2200_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = events_of(1) | {"timestamp": [1_700_000_000_000 + step for step in range(4)]}
+    pq.write_table(pa.table(events), tmp_path / "events.parquet")
+    config = {"source": str(tmp_path), "events": "events.parquet", "features": IDS, "dir": str(tmp_path / "out")}
+    with pytest.raises(UserError, match=r"data.timestamp_unit=times up to 1,700,000,000,003 s.*year 2200.*ms"):
+        prepare(PrepareConfig(data=TabularConfig(**config)))
+    prepare(PrepareConfig(data=TabularConfig(**config, timestamp_unit="ms")))
+    assert "note      events from 2023-11-14 22:13 to 2023-11-14 22:13 UTC" in capsys.readouterr().out

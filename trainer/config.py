@@ -4,11 +4,15 @@ Hydra composes configs/*.yaml against these dataclasses, so a misspelt key is re
 receive the typed object: `@hydra.main` around `train(config: TrainConfig)`.
 """
 
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
@@ -85,7 +89,8 @@ class PreparedConfig:
     """Most events of a sequence; a longer past becomes several, each beginning with the last event of the one
     before."""
     extends: str | None = None
-    """Folder prepared earlier whose vocabularies are continued: what they know keeps its rows, what is new follows."""
+    """Folder prepared earlier whose vocabularies are continued: what they know keeps its rows, what is new follows. No
+    events are taken over: name the old ones too where histories are to reach back."""
     row_group_size: int = 16384
     """Events of a Parquet row group, which training shuffles and holds in memory as a whole."""
     seed: int = 0
@@ -97,7 +102,7 @@ class MovieLensConfig(PreparedConfig):
     """A MovieLens folder as GroupLens ships it; which release it is, is read off its files."""
 
     source: str = MISSING
-    """Folder with u.data (100K), *.dat (1M) or *.csv (20M, 25M, 32M)."""
+    """Folder with u.data (100K), *.dat (1M, 10M) or *.csv (20M, 25M, 32M)."""
 
 
 @dataclass
@@ -108,6 +113,10 @@ class ColumnsConfig:
     item_id: str = "item_id"
     timestamp: str | None = "timestamp"
     """Null when the events are merely listed in order."""
+    items_item_id: str | None = None
+    """Name of the item id in the items, where it is another than in the events."""
+    users_user_id: str | None = None
+    """Name of the user id in the users, likewise."""
 
 
 @dataclass
@@ -125,7 +134,7 @@ class TabularConfig(PreparedConfig):
     """File, folder or glob of users, joined to the events by user id; null when the events hold all there is."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     timestamp_unit: str = "s"
-    """Unit of an integer timestamp: s, ms, us or ns."""
+    """Unit of a timestamp that is a number: s, ms, us or ns."""
 
 
 @dataclass
@@ -246,6 +255,8 @@ class RunConfig:
     threads: int | None = None
     """Threads a rank on the CPU; null shares the cores out evenly."""
     epochs: int = 10
+    """Passes over the training rows. The run ends with a validation, and each of those falls on a whole step: so it may
+    go on into one pass more by as many steps as there are validations."""
     validate_every: float = 1.0
     """Epochs between validations; each saves a checkpoint."""
     validation_batch_size_per_rank: int = 1024
@@ -332,6 +343,19 @@ class ExportConfig:
 # --- from YAML and back ----------------------------------------------------------------------------------------------
 
 Config = TypeVar("Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's main; what Hydra finds wrong with files or overrides is one line, like other mistakes."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises rather than prints
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        # What Hydra advises is wrong for a misspelt name; where it is in a file, the cause tells more.
+        lines = [line.strip() for told in (error, error.__cause__) if told for line in str(told).splitlines()]
+        kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(("To append", "Set the env"))]
+        print(f"error: {' '.join(kept)}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def register_configs() -> None:

@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from trainer.checks import check_evaluate_config
-from trainer.config import CONFIG_DIR, EvaluateConfig, register_configs, typed
+from trainer.config import CONFIG_DIR, EvaluateConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
 
 register_configs()
@@ -82,4 +82,4 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

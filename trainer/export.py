@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from trainer.checks import check_export_config
-from trainer.config import CONFIG_DIR, ExportConfig, register_configs, typed
+from trainer.config import CONFIG_DIR, ExportConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
 
 register_configs()
@@ -48,4 +48,4 @@ def export(config: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

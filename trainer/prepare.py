@@ -17,6 +17,7 @@ from trainer.config import (
     PrepareConfig,
     TabularConfig,
     register_configs,
+    run_command,
     typed,
 )
 from trainer.data.schema import Feature, Schema
@@ -104,4 +105,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

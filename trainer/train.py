@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from trainer.checks import check_train_config
-from trainer.config import CONFIG_DIR, TrainConfig, register_configs, typed
+from trainer.config import CONFIG_DIR, TrainConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
 
 register_configs()
@@ -40,4 +40,4 @@ def train(config: TrainConfig) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

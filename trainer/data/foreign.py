@@ -7,8 +7,9 @@ catalog.arrow, with every item's training events counted, and schema.json.
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,17 @@ from trainer.data.footers import footer_checksums
 from trainer.data.foreign_ids import check_ids
 from trainer.data.prepared_files import fingerprint
 from trainer.data.row_groups import RowGroups, one_array
-from trainer.data.schema import DECLARATION, ITEM_ROW, RAW_ITEM_ID, SPLITS, TRAIN_COUNT, Feature, Schema, check_features
+from trainer.data.schema import (
+    DECLARATION,
+    ITEM_ROW,
+    RAW_ITEM_ID,
+    SEEN,
+    SPLITS,
+    TRAIN_COUNT,
+    Feature,
+    Schema,
+    check_features,
+)
 from trainer.errors import UserError
 
 _REMEDY = "write it after docs/prepared_folder.md"
@@ -52,9 +63,11 @@ def _complete(folder: Path, memory_limit: str) -> Schema:
     schema, items, splits, sequences = _open(folder, schema)
     train_count = np.zeros(schema.num_items, np.int64)
     for split, rows in splits.items():
-        for table in _read(rows, f"events/{split}"):
+        for number, table in enumerate(_read(rows, f"events/{split}")):
             if split == "train":
                 np.add.at(train_count, one_array(table, ITEM_ROW).to_numpy(), 1)
+            else:
+                _check_seen(folder, split, number, table, schema)
     in_sequences = np.zeros(schema.num_items, np.int64)
     for number, table in enumerate(_read(sequences, "sequences")):
         _check_lengths(folder, number, table, schema)
@@ -62,7 +75,7 @@ def _complete(folder: Path, memory_limit: str) -> Schema:
     if not splits["train"].num_rows:
         train_count = in_sequences
     schema = replace(schema, num_events=schema.num_events | {"train": int(train_count.sum())})
-    check_ids(folder, schema, memory_limit)
+    check_ids(folder, schema, train_count if splits["train"].num_rows else None, memory_limit)
     partial = folder / "catalog.arrow.partial"
     write_catalog(partial, _catalog_batches(_read(items, "catalog"), schema, train_count))
     os.replace(partial, folder / "catalog.arrow")
@@ -79,7 +92,7 @@ def _declared(folder: Path) -> Schema:
         raise UserError("data.dir", folder, f"a folder with {DECLARATION}", _REMEDY)
     try:
         content = json.loads(path.read_text())
-        features = tuple(Feature(**feature) for feature in content["features"])
+        features = tuple(_feature(feature) for feature in content["features"])
         check_features(features)
         for name in ("user_id_type", "item_id_type"):
             if content[name] not in ("int64", "string"):
@@ -91,12 +104,26 @@ def _declared(folder: Path) -> Schema:
     return Schema(features, 0, {}, 0, length, content["user_id_type"], content["item_id_type"], fingerprint="")
 
 
+def _feature(stated: dict[str, Any]) -> Feature:
+    known = {entry.name for entry in fields(Feature)}
+    needed = {"name", "side", "kind"} | ({"mean", "std"} if stated.get("kind") == "numeric" else set())
+    for wrong, names in (("unknown", stated.keys() - known), ("missing", needed - stated.keys())):
+        if names:
+            raise ValueError(f"feature {stated.get('name', '?')}: {wrong} {', '.join(sorted(names))}")
+    return Feature(**stated)
+
+
 def _open(folder: Path, schema: Schema) -> tuple[Schema, RowGroups, dict[str, RowGroups], RowGroups]:
     """Opens all files and counts their rows: the schema, the items, the splits and the sequences.
 
     Raises:
         UserError: files are missing, or their footers show that they break the contract.
     """
+    strays = [
+        path for path in sorted(folder.glob("*/**/*.parquet")) if not path.is_dir() and not _is_part(folder, path)
+    ]
+    if strays:
+        raise UserError(str(strays[0]), "a name that is not read", "files named part-*.parquet", "rename or remove it")
     columns = {name: column for name, column in catalog_columns(schema).items() if name != TRAIN_COUNT}
     items = RowGroups(folder / "catalog", columns)
     schema = replace(schema, num_items=items.num_rows)
@@ -111,10 +138,27 @@ def _open(folder: Path, schema: Schema) -> tuple[Schema, RowGroups, dict[str, Ro
     return replace(schema, num_events=num_events, num_sequences=sequences.num_rows), items, splits, sequences
 
 
+def _is_part(folder: Path, path: Path) -> bool:
+    return path.name.startswith("part-") or path.parent == folder / "vocabulary"
+
+
 def _read(rows: RowGroups, name: str) -> Iterator[pa.Table]:
     """Every row group, checked as it is read, behind a progress bar."""
-    groups = range(len(rows.sizes))
-    return (rows.read(group) for group in tqdm(groups, desc=name, unit="row group", disable=not rows.num_rows))
+    with tqdm(range(len(rows.sizes)), desc=name, unit="row group", disable=not rows.num_rows) as groups:
+        for group in groups:
+            yield rows.read(group)
+
+
+def _check_seen(folder: Path, split: str, row_group: int, table: pa.Table, schema: Schema) -> None:
+    """What a user has seen is at least what their history holds."""
+    for feature in schema.side("query"):
+        if feature.kind == "history":
+            before, seen = (np.diff(list_parts(one_array(table, name))[1]) for name in (feature.name, SEEN))
+            if (seen < before).any():
+                row = int(np.argmax(seen < before))
+                where = f"{folder / 'events' / split} row group {row_group} column {SEEN} row {row}"
+                expected = f"all that the user did before, so at least the {before[row]} of {feature.name}"
+                raise UserError(where, f"a list of {seen[row]}", expected, _REMEDY)
 
 
 def _check_lengths(folder: Path, row_group: int, table: pa.Table, schema: Schema) -> None:

@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from trainer.data.engine import Connection, columns, first_row, open_engine
-from trainer.data.schema import RAW_ITEM_ID, Schema
+from trainer.data.engine import Connection, columns, first_row, open_engine, reading
+from trainer.data.schema import RAW_ITEM_ID, RAW_USER_ID, Schema
 from trainer.data.vocabulary_files import scan_vocabulary, vocabulary_files
 from trainer.errors import UserError
 
@@ -14,22 +17,30 @@ _REMEDY = "write it after docs/prepared_folder.md"
 _TYPES = {"int64": "BIGINT", "string": "VARCHAR"}
 
 
-def check_ids(folder: Path, schema: Schema, memory_limit: str) -> None:
-    """Checks vocabularies and item ids, in DuckDB, whose memory is bounded.
+def check_ids(folder: Path, schema: Schema, train_count: NDArray[np.int64] | None, memory_limit: str) -> None:
+    """Checks vocabularies and ids, in DuckDB, whose memory is bounded.
+
+    Args:
+        folder: that the engine wrote.
+        schema: as far as it is known.
+        train_count: [items] training events of each, where the vocabulary's counts are those.
+        memory_limit: of DuckDB.
 
     Raises:
         UserError: a vocabulary is missing or has other columns, an index is not that of its row, an id comes twice or
-            is null, or the catalogue's item ids have other rows than the vocabulary gives them.
+            is null, the catalogue's item ids have other rows or counts than in the vocabulary, or held-out users
+            other rows.
     """
     engine = folder / "engine.partial"
     shutil.rmtree(engine, ignore_errors=True)
     engine.mkdir()
     try:
-        with open_engine(engine, memory_limit) as connection:
+        with open_engine(engine, memory_limit) as connection, reading("data.dir", folder):
             tables = {feature.table: feature for feature in schema.features if feature.is_sparse and not feature.hashed}
             for table, feature in tables.items():
                 _check_vocabulary(connection, folder / "vocabulary" / f"{table}.parquet", feature.num_embeddings)
-            _check_items(connection, folder, schema)
+            _check_items(connection, folder, schema, train_count)
+            _check_users(connection, folder, schema)
     finally:
         shutil.rmtree(engine)
 
@@ -40,7 +51,8 @@ def _check_vocabulary(connection: Connection, path: Path, num_embeddings: int) -
     try:
         connection.execute(f"CREATE OR REPLACE TEMP VIEW vocabulary AS SELECT * FROM {scan_vocabulary(path)}")
         types = columns(connection, "vocabulary")
-        if types.get("id") not in _TYPES.values() or types.get("index") not in ("INTEGER", "BIGINT"):
+        integers = ("INTEGER", "BIGINT")
+        if types.get("id") not in _TYPES.values() or {types.get("index"), types.get("count")} - set(integers):
             found = ", ".join(f"{name} {kind}" for name, kind in types.items())
             raise UserError(str(path), found, "id (int64 or string), index (int32) and count (int64)", _REMEDY)
         (rows,) = first_row(connection, "SELECT count(*) FROM vocabulary")
@@ -67,7 +79,7 @@ def _check_once(connection: Connection, where: str, relation: str, column: str) 
         raise UserError(f"{where} column {column}", f"{value} in {times} rows", "every id once, and none null", _REMEDY)
 
 
-def _check_items(connection: Connection, folder: Path, schema: Schema) -> None:
+def _check_items(connection: Connection, folder: Path, schema: Schema, train_count: NDArray[np.int64] | None) -> None:
     connection.execute(f"CREATE TEMP VIEW items AS SELECT * FROM {scan_vocabulary(folder / 'catalog')}")
     _check_once(connection, str(folder / "catalog"), "items", RAW_ITEM_ID)
     item_id = schema.item_id
@@ -86,3 +98,42 @@ def _check_items(connection: Connection, folder: Path, schema: Schema) -> None:
         raw, row, expected = other[0]
         raise UserError(f"{folder / 'catalog'} column {item_id.name}", f"{row} for {RAW_ITEM_ID} {raw}",
                         f"{expected}, its index in the vocabulary (0 where it has none)", _REMEDY)  # fmt: skip
+    if train_count is not None:
+        _check_counts(connection, folder, schema, path, train_count)
+
+
+def _check_counts(
+    connection: Connection, folder: Path, schema: Schema, vocabulary: Path, train_count: NDArray[np.int64]
+) -> None:
+    """Events name items by their place in the catalogue: parts in another order would give them to other items."""
+    counted = pa.table({"place": np.arange(len(train_count)), "times": train_count})
+    connection.register("counted", counted)
+    name = schema.item_id.name
+    found = connection.execute(f"""
+        SELECT id, vocabulary.count, times
+        FROM (SELECT {name}, row_number() OVER () - 1 AS place FROM items)
+        JOIN counted USING (place) JOIN vocabulary ON index = {name}
+        WHERE times IS DISTINCT FROM vocabulary.count ORDER BY place LIMIT 1""").fetchall()
+    connection.unregister("counted")
+    if found:
+        id_, stated, times = found[0]
+        raise UserError(f"{vocabulary} column count", f"{stated} for id {id_}",
+                        f"the {times} training events that name its row of the catalogue", _REMEDY)  # fmt: skip
+
+
+def _check_users(connection: Connection, folder: Path, schema: Schema) -> None:
+    """Whether the user ids of held-out rows have the rows of the feature user_id."""
+    path = folder / "vocabulary" / "user_id.parquet"
+    feature = next((one for one in schema.side("query") if (one.name, one.kind) == ("user_id", "id")), None)
+    if feature is None or feature.hashed or feature.table != "user_id":
+        return
+    for split in ("validation", "test"):
+        wrong = connection.execute(f"""
+            SELECT {RAW_USER_ID}, user_id, coalesce(vocabulary.index, 0)
+            FROM {scan_vocabulary(folder / "events" / split)} AS rows
+            LEFT JOIN {scan_vocabulary(path)} AS vocabulary ON vocabulary.id::VARCHAR = {RAW_USER_ID}::VARCHAR
+            WHERE user_id <> coalesce(vocabulary.index, 0) ORDER BY ALL LIMIT 1""").fetchall()
+        if wrong:
+            raw, row, expected = wrong[0]
+            raise UserError(f"{folder / 'events' / split} column user_id", f"{row} for {RAW_USER_ID} {raw}",
+                            f"{expected}, its index in the vocabulary (0 where it has none)", _REMEDY)  # fmt: skip

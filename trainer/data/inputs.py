@@ -170,7 +170,10 @@ def _find(connection: Connection, name: str, feature: FeatureConfig) -> Input | 
     if not holders:
         if feature.optional:
             return None
-        listed = sorted({column for types in there.values() for column in types} - {"seq"})
+        if feature.kind in TIME_VALUES and column == TIMESTAMP:
+            raise UserError(f"data.features.{name}.kind", feature.kind, "events with times",
+                            f"set data.columns.timestamp=..., or data.features.{name}.optional=true")  # fmt: skip
+        listed = sorted({column for types in there.values() for column in types} - {"seq", "input_row"})
         sources = "items" if feature.side == "candidate" else "events or users"
         raise UserError(f"data.features.{name}.column", column, f"a column of the {sources}: " + ", ".join(listed),
                         f"set data.features.{name}.column=... or data.features.{name}.optional=true")  # fmt: skip

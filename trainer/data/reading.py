@@ -7,6 +7,7 @@ All ids are BIGINT or VARCHAR here, and features go by `Input.column`.
 """
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Literal
 
 from trainer.config import PreparedConfig
@@ -14,6 +15,8 @@ from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source, column
 from trainer.data.inputs import INTEGERS, Input
 from trainer.data.values import check_values
 from trainer.errors import UserError
+
+_YEAR_1, _YEAR_2200 = -62_135_596_800, 7_258_118_400  # in seconds after 1970
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def read_tables(
     events = _read(
         connection, source, EVENTS, "read_events", ["user_id", "item_id"], ["timestamp", "seq", "input_row"], inputs
     )
-    notes = _count_unordered(connection)
+    notes = _check_times(connection) + _count_unordered(connection)
     if columns(connection, USERS):
         users = _read(connection, source, USERS, "read_users", ["user_id"], [], inputs)
         _check_unique(connection, source, USERS, "read_users", "user_id")
@@ -118,6 +121,22 @@ def _cast_id(view: str, column: str, types: dict[str, str]) -> str:
         raise UserError(f"{view.removeprefix('source_')}.{column}", kind, "integers or strings",
                         f"cast {column} to one of them in the source")  # fmt: skip
     return column if kind == "VARCHAR" else f"TRY_CAST({column} AS BIGINT)"
+
+
+def _check_times(connection: Connection) -> list[str]:
+    """A line that tells the first and the last time.
+
+    Raises:
+        UserError: the last is so late that the unit must be another.
+    """
+    if "timestamp" not in columns(connection, "read_events"):
+        return []
+    first, last = first_row(connection, "SELECT min(timestamp), max(timestamp) FROM read_events")
+    if last >= _YEAR_2200:
+        raise UserError("data.timestamp_unit", f"times up to {last:,} s after 1970", "times before the year 2200",
+                        "set data.timestamp_unit to the unit of the column: ms, us or ns")  # fmt: skip
+    begin, end = (datetime(1970, 1, 1) + timedelta(seconds=seconds) for seconds in (max(first, _YEAR_1), last))
+    return [f"events from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"]
 
 
 def _count_unordered(connection: Connection) -> list[str]:

@@ -64,11 +64,13 @@ class RowGroups:
         Raises:
             UserError: it cannot be read, or a value is not as expected; file, row group, column and row are named.
         """
-        path, group = self._groups[row_group]
+        return self._read(*self._groups[row_group], list(self._columns))
+
+    def _read(self, path: Path, group: int, names: list[str]) -> pa.Table:
         with _readable(f"{path} row group {group}"):
-            table = _open(path).read_row_group(group, columns=list(self._columns), use_threads=False)
-        for name, column in self._columns.items():
-            found = column.first_wrong(one_array(table, name))
+            table = _open(path).read_row_group(group, columns=names, use_threads=False)
+        for name in names:
+            found = self._columns[name].first_wrong(one_array(table, name))
             if found is not None:
                 row, value, expected = found
                 raise UserError(f"{path} row group {group} column {name} row {row}", value, expected, _REMEDY)
@@ -108,16 +110,15 @@ class RowGroups:
             column, statistics = self._columns[name], leaf.statistics
             if statistics is None:
                 continue
-            where = f"{path} row group {group} column {name}"
-            if isinstance(column, Values) and statistics.has_null_count and statistics.null_count:
-                raise UserError(where, f"{statistics.null_count} nulls", "none", _REMEDY)
+            nulls = isinstance(column, Values) and statistics.has_null_count and statistics.null_count
             while isinstance(column, Lists):
                 column = column.elements
-            if column.bounds is not None and statistics.has_min_max:
-                for value in (statistics.min, statistics.max):
-                    if value not in column.bounds:
-                        expected = f"{column.bounds.start} to {column.bounds.stop - 1}"
-                        raise UserError(where, value, expected, _REMEDY)
+            bounds = column.bounds if statistics.has_min_max else None
+            if nulls or (bounds is not None and not (statistics.min in bounds and statistics.max in bounds)):
+                self._read(path, group, [name])  # finds the row
+                found = f"nulls, or {statistics.min} to {statistics.max}"
+                where = f"{path} row group {group} column {name}"
+                raise UserError(where, found, "statistics that are those of its values", _REMEDY)
 
     def _bytes(self, file: pq.ParquetFile, group: int) -> int:
         metadata = file.metadata.row_group(group)

@@ -80,7 +80,7 @@ def unreachable(where: str, name: str, error: Exception) -> UserError:
 def unreadable(where: str, name: str, error: Exception) -> UserError:
     """What to tell of a file whose content is no good."""
     expected = f"readable files ({_in_one_line(error)})"
-    return UserError(where, name, expected, "write the file anew, or leave it out")
+    return UserError(where, name, expected, "write the file anew (CSV in UTF-8), or leave it out")
 
 
 def _in_one_line(error: Exception) -> str:

@@ -67,11 +67,18 @@ def _check_numbers(connection: Connection, config: TabularConfig, view: str, rel
     for name, feature in config.features.items():
         if (feature.side, feature.kind) == (side, "numeric"):
             where = f"data.features.{name}.column"
-            _check_strings(connection, relation, where, feature.column or name, ("DOUBLE",), "numbers")
+            remedy = "correct them in the source, to nothing where unknown"
+            _check_strings(connection, relation, where, feature.column or name, ("DOUBLE",), "numbers", remedy)
 
 
 def _check_strings(
-    connection: Connection, relation: Relation, where: str, column: str, kinds: tuple[str, ...], expected: str
+    connection: Connection,
+    relation: Relation,
+    where: str,
+    column: str,
+    kinds: tuple[str, ...],
+    expected: str,
+    remedy: str,
 ) -> None:
     """Looks for what makes strings of a column of CSV.
 
@@ -88,7 +95,7 @@ def _check_strings(
     bad = f"NOT ({is_of_type(quoted(column), meant)})"
     first = first_rows(connection, relation.scans, quoted(column), bad, show=quoted(column))
     raise UserError(where, f"{column}, where {values - max(matching)} of {values} values are something else{first}",
-                    f"a column of {expected}", "correct them in the source, to nothing where unknown")  # fmt: skip
+                    f"a column of {expected}", remedy)  # fmt: skip
 
 
 def _name_ids(config: TabularConfig, view: str, relation: Relation) -> Relation:
@@ -97,17 +104,21 @@ def _name_ids(config: TabularConfig, view: str, relation: Relation) -> Relation:
     Raises:
         UserError: an id's column is not there, or its new name is taken.
     """
-    ids = {"user_id": config.columns.user_id, "item_id": config.columns.item_id}
+    names = config.columns
+    settings = {
+        EVENTS: {"user_id": ("user_id", names.user_id), "item_id": ("item_id", names.item_id)},
+        ITEMS: {"item_id": ("items_item_id", names.items_item_id or names.item_id)},
+        USERS: {"user_id": ("users_user_id", names.users_user_id or names.user_id)},
+    }
     rows, there, renamed = _rows(view), relation.types, []
-    for name in {EVENTS: ("user_id", "item_id"), ITEMS: ("item_id",), USERS: ("user_id",)}[view]:
-        column = ids[name]
+    for name, (setting, column) in settings[view].items():
         others = {other.lower() for other in there if other != column}  # to DuckDB case tells no names apart
         if column not in there:
-            raise UserError(f"data.columns.{name}", column, f"a column of the {rows}: " + ", ".join(there),
-                            f"set data.columns.{name}=...")  # fmt: skip
+            raise UserError(f"data.columns.{setting}", column, f"a column of the {rows}: " + ", ".join(there),
+                            f"set data.columns.{setting}=...")  # fmt: skip
         if column != name:
             if name in others:
-                raise UserError(f"data.columns.{name}", column, f"{name}, for the {rows} have a column of that name",
+                raise UserError(f"data.columns.{setting}", column, f"{name}, for the {rows} have a column of that name",
                                 f"rename one of the two in the {rows}")  # fmt: skip
             renamed.append((column, name))
     same = [column for column, name in renamed if column.lower() == name]
@@ -130,7 +141,8 @@ def _view_events(connection: Connection, config: TabularConfig, relation: Relati
     if column not in relation.types:
         raise UserError("data.columns.timestamp", column, "a column of the events: " + ", ".join(relation.types),
                         "set data.columns.timestamp=..., or null where the events are listed in order")  # fmt: skip
-    _check_strings(connection, relation, "data.columns.timestamp", column, _TIMES, "integers, timestamps or dates")
+    expected, remedy = "integers, timestamps or dates", "correct or remove those rows in the source"
+    _check_strings(connection, relation, "data.columns.timestamp", column, _TIMES, expected, remedy)
     seconds, finer = _seconds(config, relation.types[column])
     numbered = f"SELECT *, row_number() OVER () - 1 AS input_row FROM ({relation.sql})"
     # Whole seconds would tie what a finer clock tells apart, so there seq follows the clock.
