@@ -181,9 +181,10 @@ def test_one_rank_trains_as_two_do_and_goes_on_with_what_two_left(data: Path, tm
     train(data, tmp_path / "other", *settings, "run.epochs=1", "run.seed=1")
     losses = {name: losses_of(tmp_path / name) for name in ("one", "two", "changed", "other")}
     epoch = len(losses["other"])
+    np.testing.assert_allclose(losses["one"][:15], losses["two"][:15], atol=1e-5)
     for name in ("one", "changed"):
-        np.testing.assert_allclose(losses[name][: epoch + 5], losses["two"][: epoch + 5], atol=1e-4)
-    assert np.abs(losses["other"] - losses["two"][:epoch]).max() > 0.01
+        np.testing.assert_allclose(losses[name][: epoch + 5], losses["two"][: epoch + 5], atol=5e-3)
+    assert np.abs(losses["other"] - losses["two"][:epoch])[:15].max() > 0.01
 
 
 def losses_of(run_dir: Path) -> np.ndarray:
@@ -262,7 +263,7 @@ def test_a_run_of_other_features_is_refused(data: Path, two_tower: Path, tmp_pat
     ):
         result = run(module, *overrides)
         assert result.returncode == 2
-        assert "features.segment.num_embeddings was 9, is absent" in result.stderr
+        assert "feature segment is gone" in result.stderr
 
 
 def test_a_wrong_start_under_torchrun_ends_with_the_message(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ class Catalog:
 
     def raw_ids(self, rows: np.ndarray) -> pa.Array:
         """The user's own item ids (int64 or string) of catalogue rows."""
-        return self._column(RAW_ITEM_ID).take(pa.array(rows))
+        ids = self._column(RAW_ITEM_ID).take(pa.array(rows))
+        return ids.cast(pa.string()) if pa.types.is_large_string(ids.type) else ids
 
     def train_counts(self) -> np.ndarray:
         """int64 [items]: training events of each item."""
