@@ -5,7 +5,6 @@ receive the typed object: `@hydra.main` around `train(config: TrainConfig)`.
 """
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from trainer.errors import UserError
+from trainer.errors import UserError, end_with
 
 _PACKAGED = Path(__file__).parent / "configs"
 CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "configs")
@@ -354,8 +353,7 @@ def run_command(main: Callable[[], None]) -> None:
         # What Hydra advises is wrong for a misspelt name; where it is in a file, the cause tells more.
         lines = [line.strip() for told in (error, error.__cause__) if told for line in str(told).splitlines()]
         kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(("To append", "Set the env"))]
-        print(f"error: {' '.join(kept)}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        end_with(" ".join(kept))
 
 
 def register_configs() -> None:

@@ -24,16 +24,17 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        _end_with(str(error))
+        end_with(str(error))
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing not in ("torchrec", "fbgemm_gpu"):
             raise
-        _end_with(f"{missing} is not installed. Remedy: on a GPU machine pip install 'two-tower-trainer[gpu]'; on "
+        end_with(f"{missing} is not installed. Remedy: on a GPU machine pip install 'two-tower-trainer[gpu]'; on "
                   "CPU pip install --no-deps torchrec==1.8.0, then pip install 'two-tower-trainer[cpu]'.")  # fmt: skip
 
 
-def _end_with(message: str) -> NoReturn:
+def end_with(message: str) -> NoReturn:
+    """Prints one message on stderr, under torchrun the first process of a machine at once, and exits with code 2."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # the first process mostly has the same to tell, and its end is ours: torchrun stops the others
         time.sleep(_SECONDS_FOR_THE_FIRST)

@@ -8,8 +8,8 @@ from typing import Any
 from trainer.config import FeatureConfig, PreparedConfig
 from trainer.data.engine import Connection, first_row, reading
 from trainer.data.inputs import Input
+from trainer.data.parts import scan_parts
 from trainer.data.schema import Feature, read_schema
-from trainer.data.vocabulary_files import scan_vocabulary
 from trainer.errors import UserError
 
 
@@ -65,7 +65,7 @@ class Extended:
             return 0
         path = self._vocabulary(feature.name)
         with reading("data.extends", path):
-            connection.execute(f"CREATE TABLE {table} AS SELECT id, index FROM {scan_vocabulary(path)}")
+            connection.execute(f"CREATE TABLE {table} AS SELECT id, index FROM {scan_parts(path)}")
         rows, last = first_row(connection, f"SELECT count(*), coalesce(max(index), 0) FROM {table}")
         declared = self.features[feature.name].num_embeddings - 1
         if not rows == last == declared:
@@ -88,7 +88,7 @@ class Extended:
     def _check_type(self, connection: Connection, feature: Input) -> None:
         path = self._vocabulary(feature.name)
         with reading("data.extends", path):
-            (described,) = connection.execute(f"DESCRIBE SELECT id FROM {scan_vocabulary(path)}").fetchall()
+            (described,) = connection.execute(f"DESCRIBE SELECT id FROM {scan_parts(path)}").fetchall()
         types = {"BIGINT": "int64", "VARCHAR": "string"}
         now, was = types[feature.value_type.removesuffix("[]")], types.get(described[1], described[1])
         self._require_same(feature.name, "", now, was)

@@ -3,14 +3,13 @@
 import shutil
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.engine import Connection, columns, first_row, open_engine, reading
+from trainer.data.parts import part_files, scan_parts
 from trainer.data.schema import RAW_ITEM_ID, RAW_USER_ID, Schema
-from trainer.data.vocabulary_files import scan_vocabulary, vocabulary_files
 from trainer.errors import UserError
 
 _REMEDY = "write it after docs/prepared_folder.md"
@@ -46,10 +45,10 @@ def check_ids(folder: Path, schema: Schema, train_count: NDArray[np.int64] | Non
 
 
 def _check_vocabulary(connection: Connection, path: Path, num_embeddings: int) -> None:
-    if not path.exists() or not vocabulary_files(path):
+    if not path.exists() or not part_files(path):
         raise UserError(str(path), "missing", "a vocabulary with id, index and count", _REMEDY)
-    try:
-        connection.execute(f"CREATE OR REPLACE TEMP VIEW vocabulary AS SELECT * FROM {scan_vocabulary(path)}")
+    with reading(str(path), "damaged"):
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW vocabulary AS SELECT * FROM {scan_parts(path)}")
         types = columns(connection, "vocabulary")
         integers = ("INTEGER", "BIGINT")
         if types.get("id") not in _TYPES.values() or {types.get("index"), types.get("count")} - set(integers):
@@ -65,9 +64,6 @@ def _check_vocabulary(connection: Connection, path: Path, num_embeddings: int) -
             id_, index, row = wrong[0]
             raise UserError(f"{path} row {row - 1}", f"id {id_} with index {index}", f"index {row}", _REMEDY)
         _check_once(connection, str(path), "vocabulary", "id")
-    except duckdb.Error as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(str(path), "damaged", f"readable Parquet ({first_line})", _REMEDY) from None
 
 
 def _check_once(connection: Connection, where: str, relation: str, column: str) -> None:
@@ -80,13 +76,13 @@ def _check_once(connection: Connection, where: str, relation: str, column: str) 
 
 
 def _check_items(connection: Connection, folder: Path, schema: Schema, train_count: NDArray[np.int64] | None) -> None:
-    connection.execute(f"CREATE TEMP VIEW items AS SELECT * FROM {scan_vocabulary(folder / 'catalog')}")
+    connection.execute(f"CREATE TEMP VIEW items AS SELECT * FROM {scan_parts(folder / 'catalog')}")
     _check_once(connection, str(folder / "catalog"), "items", RAW_ITEM_ID)
     item_id = schema.item_id
     if item_id.hashed:
         return
     path = folder / "vocabulary" / f"{item_id.table}.parquet"
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW vocabulary AS SELECT * FROM {scan_vocabulary(path)}")
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW vocabulary AS SELECT * FROM {scan_parts(path)}")
     if columns(connection, "vocabulary")["id"] != _TYPES[schema.item_id_type]:
         found = columns(connection, "vocabulary")["id"]
         raise UserError(f"{path} column id", found, f"{schema.item_id_type}, as item_id_type has it", _REMEDY)
@@ -99,12 +95,10 @@ def _check_items(connection: Connection, folder: Path, schema: Schema, train_cou
         raise UserError(f"{folder / 'catalog'} column {item_id.name}", f"{row} for {RAW_ITEM_ID} {raw}",
                         f"{expected}, its index in the vocabulary (0 where it has none)", _REMEDY)  # fmt: skip
     if train_count is not None:
-        _check_counts(connection, folder, schema, path, train_count)
+        _check_counts(connection, schema, path, train_count)
 
 
-def _check_counts(
-    connection: Connection, folder: Path, schema: Schema, vocabulary: Path, train_count: NDArray[np.int64]
-) -> None:
+def _check_counts(connection: Connection, schema: Schema, vocabulary: Path, train_count: NDArray[np.int64]) -> None:
     """Events name items by their place in the catalogue: parts in another order would give them to other items."""
     counted = pa.table({"place": np.arange(len(train_count)), "times": train_count})
     connection.register("counted", counted)
@@ -130,8 +124,8 @@ def _check_users(connection: Connection, folder: Path, schema: Schema) -> None:
     for split in ("validation", "test"):
         wrong = connection.execute(f"""
             SELECT {RAW_USER_ID}, user_id, coalesce(vocabulary.index, 0)
-            FROM {scan_vocabulary(folder / "events" / split)} AS rows
-            LEFT JOIN {scan_vocabulary(path)} AS vocabulary ON vocabulary.id::VARCHAR = {RAW_USER_ID}::VARCHAR
+            FROM {scan_parts(folder / "events" / split)} AS rows
+            LEFT JOIN {scan_parts(path)} AS vocabulary ON vocabulary.id::VARCHAR = {RAW_USER_ID}::VARCHAR
             WHERE user_id <> coalesce(vocabulary.index, 0) ORDER BY ALL LIMIT 1""").fetchall()
         if wrong:
             raw, row, expected = wrong[0]

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from trainer.data.contract import string_parts
 from trainer.data.engine import Connection, stream
+from trainer.data.parts import part_files
 from trainer.data.schema import RAW_ITEM_ID
 from trainer.data.vocabulary import vocabulary_table
-from trainer.data.vocabulary_files import vocabulary_files
 
 PART_ROWS = 1 << 20
 VOCABULARY_ROW_GROUP = 1 << 17
@@ -87,7 +87,7 @@ def fingerprint(folder: Path) -> str:
         ids = catalog.column(RAW_ITEM_ID)
         _update(digest, RAW_ITEM_ID, (ids.slice(start, HASHED_ROWS) for start in range(0, len(ids), HASHED_ROWS)))
     for path in sorted((folder / "vocabulary").glob("*.parquet")):
-        files = map(pq.ParquetFile, vocabulary_files(path))
+        files = map(pq.ParquetFile, part_files(path))
         batches = (batch for file in files for batch in file.iter_batches(HASHED_ROWS, columns=["id"]))
         _update(digest, path.stem, (batch.column(0) for batch in batches))
     return digest.hexdigest()

@@ -34,8 +34,7 @@ class RowGroups:
         self._columns = columns
         self._kinds: pa.Schema | None = None
         self._groups: list[tuple[Path, int]] = []
-        self.sizes: tuple[int, ...] = ()
-        """Rows of each."""
+        self._sizes: list[int] = []
         self.largest = 0
         """Bytes that the columns of the largest row group take once read, to a few per cent."""
         for path in sorted(folder.glob("part-*.parquet")):
@@ -51,12 +50,17 @@ class RowGroups:
             self._check_statistics(path, file.metadata.row_group(group), group)
             self.largest = max(self.largest, self._bytes(file, group))
         self._groups += [(path, group) for group in groups]
-        self.sizes += tuple(file.metadata.row_group(group).num_rows for group in groups)
+        self._sizes += [file.metadata.row_group(group).num_rows for group in groups]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each."""
+        return tuple(self._sizes)
 
     @property
     def num_rows(self) -> int:
         """Rows in all."""
-        return sum(self.sizes)
+        return sum(self._sizes)
 
     def read(self, row_group: int) -> pa.Table:
         """One row group, counted over all files.
@@ -78,13 +82,13 @@ class RowGroups:
 
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[pa.Table]:
         """Rows start to stop in file order, batch_size at a time; the last batch may be shorter."""
-        ends = np.cumsum(self.sizes)
+        ends = np.cumsum(self._sizes)
         pending = self.read(0).slice(0, 0)
         for row_group in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
-            first = int(ends[row_group]) - self.sizes[row_group]
+            first = int(ends[row_group]) - self._sizes[row_group]
             if first >= stop:
                 break
-            begin, end = max(start - first, 0), min(stop - first, self.sizes[row_group])
+            begin, end = max(start - first, 0), min(stop - first, self._sizes[row_group])
             pending = pa.concat_tables([pending, self.read(row_group).slice(begin, end - begin)])
             while len(pending) >= batch_size:
                 yield pending.slice(0, batch_size)
