@@ -15,7 +15,7 @@ python -m trainer.prepare data=movielens data.source="$source" data.dir="$out/da
 for model in two_tower matrix_factorization; do
   overrides=(data.dir="$out/data" run.dir="$out/$model" experiment="$experiment" model="$model")
   # the experiment's temperature is that of a cosine; a plain dot product wants 1
-  if [[ $model == matrix_factorization ]]; then overrides+=(model.temperature=1); fi
+  if [[ $model == matrix_factorization ]]; then overrides+=(model.loss.temperature=1); fi
   SECONDS=0
   torchrun --nproc-per-node 2 -m trainer.train "${overrides[@]}"
   echo "$model trained in $SECONDS s"

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import torch
 from workload import write
 
+from trainer.config import ModelConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
@@ -61,9 +62,9 @@ class Stopwatch:
 def make_reader(folder: Path) -> TrainingReader:
     """As trainer.train makes it."""
     schema = read_schema(folder)
-    assembler = BatchAssembler(schema, schema.select(None, None), Catalog(folder, schema))
-    files = open_events(folder, schema, "train", assembler.event_columns)
-    return TrainingReader(files, assembler, TrainingOrder(files.sizes, BATCH, STREAMS, 0), 0.1, 0, 1)
+    assembler = BatchAssembler(schema, schema.select(None, None), Catalog(folder, schema), ModelConfig())
+    files = open_events(folder, schema, "train", assembler.columns("event"))
+    return TrainingReader(files, "event", assembler, TrainingOrder(files.sizes, BATCH, STREAMS, 0), 0, 1)
 
 
 def rate(folder: Path) -> float:
@@ -86,7 +87,7 @@ def parts(folder: Path) -> dict[str, float]:
     watch.watch(pq.ParquetFile, "read_row_group", "decode")
     watch.watch(RowGroups, "read", "open and check")
     watch.watch(TrainingReader, "_shuffled", "shuffle")
-    for name in ("sparse", "dense", "log_q"):
+    for name in ("sparse", "dense", "train_share"):
         watch.watch(Catalog, name, "join items")
     watch.watch(BatchAssembler, "training_batch", "assemble")
     batches = make_reader(folder).batches(0)
@@ -120,7 +121,7 @@ def training_rate(folder: Path, run: Path) -> float:
     """Median of the rows a second that trainer.train logs, one rank with all cores."""
     subprocess.run(
         [sys.executable, "-m", "trainer.train", f"data.dir={folder}", f"run.dir={run}", "run.epochs=1",
-         "model.temperature=0.05", f"data.global_batch_size={BATCH}", f"data.streams={STREAMS}"],
+         "model.loss.temperature=0.05", f"data.global_batch_size={BATCH}", f"data.streams={STREAMS}"],
         check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     with next((run / "logs").glob("version_*/metrics.csv")).open() as file:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from tests.prepared import FEATURES, ITEMS, SCHEMA
+from trainer.config import ModelConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.catalog_file import write_catalog
@@ -36,7 +37,8 @@ def test_what_is_written_batch_by_batch_is_read_back_in_one(prepared: Path, tmp_
     catalog = Catalog(tmp_path, SCHEMA)
     chosen = np.array([3, 0, 39, 3])
     assert catalog.raw_ids(chosen).to_pylist() == [f"item-{row}" for row in chosen]
-    values, lengths = catalog.sparse(GENRES, chosen)
+    lists = catalog.sparse(GENRES, chosen)
+    values, lengths = lists.values, lists.lengths
     assert values.tolist() == [genre for row in chosen for genre in table["genres"][int(row)].as_py()]
     assert lengths.tolist() == [len(table["genres"][int(row)]) for row in chosen]
     assert catalog.dense(TEXT, chosen).tolist() == [table["text"][int(row)].as_py() for row in chosen]
@@ -58,19 +60,19 @@ def test_half_precision_vectors_stay_so_until_they_are_in_a_batch(tmp_path: Path
     write_catalog(tmp_path / "catalog.arrow", [pa.record_batch(columns)])
     catalog = Catalog(tmp_path, schema)
     assert catalog.dense(features[2], np.array([2])).dtype == np.float16
-    dense = BatchAssembler(schema, features, catalog).candidate_batch(np.array([2, 0])).candidate_dense.numpy()
+    dense = BatchAssembler(schema, features, catalog, ModelConfig()).candidate_batch(np.array([2, 0])).item_dense.numpy()
     assert dense.dtype == np.float32
     np.testing.assert_array_equal(dense, np.array([[3.5, *image[2]], [1.5, *image[0]]], np.float32))
 
 
 def test_uniform_negatives_are_rows_of_it_like_any_other(prepared: Path) -> None:
     catalog = Catalog(prepared, SCHEMA)
-    assembler = BatchAssembler(SCHEMA, FEATURES, catalog)
+    assembler = BatchAssembler(SCHEMA, FEATURES, catalog, ModelConfig(id_dropout=0.0))
     drawn = np.random.default_rng(0).integers(0, ITEMS, 100)
     batch = assembler.candidate_batch(drawn)
     for place, row in enumerate(drawn):
         alone = assembler.candidate_batch(np.array([row]))
-        assert batch.candidate_dense[place].tolist() == alone.candidate_dense[0].tolist()
+        assert batch.item_dense[place].tolist() == alone.item_dense[0].tolist()
         for name in ("item_id", "genres"):
             together, single = (one.sparse_features[name].to_dense() for one in (batch, alone))
             assert together[place].tolist() == single[0].tolist()

@@ -8,7 +8,7 @@ from torch import Tensor
 from tests.prepared import FEATURES, SCHEMA
 from tests.ranks import RankPool
 from tests.training import config, sharded_model, trained, whole_tables
-from trainer.config import TrainConfig
+from trainer.config import ModelConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import HeldOutReader
@@ -23,7 +23,7 @@ from trainer.runtime.processes import Processes
 def metrics(processes: Processes, folder: Path, model: torch.nn.Module) -> dict[str, float]:
     model.eval()
     catalog, files = Catalog(folder, SCHEMA), open_events(folder, SCHEMA, "test")
-    layout = BatchAssembler(SCHEMA, FEATURES, catalog)
+    layout = BatchAssembler(SCHEMA, FEATURES, catalog, ModelConfig(id_dropout=0.0))
     evaluation = evaluate_model(model, layout, catalog, 16, processes)
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
     for batch in HeldOutReader(files, layout, 16, share, steps_of_all(files.num_rows, 16, processes.world_size)):

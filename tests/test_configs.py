@@ -100,7 +100,7 @@ def test_a_missing_value_is_named_with_its_remedy() -> None:
     [("run.epochs=0", "run.epochs=0: expected a number above 0"),
      ("model.id_dropout=1.5", r"model.id_dropout=1.5: expected a share in \[0, 1\)"),
      ("run.validate_every=11", "run.validate_every=11.0: expected at most run.epochs=10"),
-     ("model.temperature=0", "model.temperature=0"),
+     ("model.loss.temperature=0", "model.loss.temperature=0"),
      ("optimizer.embedding=adam", "optimizer.embedding=adam: expected one of rowwise_adagrad, sgd"),
      ("optimizer.warmup_steps=-1", "optimizer.warmup_steps=-1: expected 0 or more"),
      ("run.threads=0", "run.threads=0: expected 1 or more"),

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer.config import ModelConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
@@ -47,15 +48,15 @@ class Job:
     """A training job that can be stopped and started again with another number of ranks."""
 
     def __init__(self, folder: Path, schema: Schema, rows_per_step: int, seed: int) -> None:
-        self.assembler = BatchAssembler(schema, schema.features, Catalog(folder, schema))
-        self.files = open_events(folder, schema, "train", self.assembler.event_columns)
+        self.assembler = BatchAssembler(schema, schema.features, Catalog(folder, schema), ModelConfig(id_dropout=0.0))
+        self.files = open_events(folder, schema, "train", self.assembler.columns("event"))
         self.order = TrainingOrder(self.files.sizes, STREAMS * rows_per_step, STREAMS, seed)
 
     def run(self, world_size: int, start: int, steps: int) -> list[list[int]]:
         """Rows of each step, over all ranks in order of rank."""
         shares = []
         for rank in range(world_size):
-            reader = TrainingReader(self.files, self.assembler, self.order, 0.0, rank, world_size)
+            reader = TrainingReader(self.files, "event", self.assembler, self.order, rank, world_size)
             reader.next_step = start
             shares.append([batch.sparse_features["user_id"].values().tolist() for batch in islice(reader, steps)])
             reader.close()
@@ -92,7 +93,7 @@ def test_each_row_is_trained_exactly_once_an_epoch(
 
 def test_the_reader_holds_no_more_of_row_groups_than_it_says(tmp_path: Path) -> None:
     job = Job(tmp_path, write(tmp_path, [[40_000] * 20, [5_000] * 40]), rows_per_step=50, seed=0)
-    reader = TrainingReader(job.files, job.assembler, job.order, 0.0, 0, 2)
+    reader = TrainingReader(job.files, "event", job.assembler, job.order, 0, 2)
     before, most = pa.total_allocated_bytes(), 0
     for _ in islice(reader.batches(0), job.order.steps(1.5)):
         most = max(most, pa.total_allocated_bytes() - before)

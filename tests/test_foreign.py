@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.config import FeatureConfig, ForeignConfig, GeneratedConfig, PrepareConfig
+from trainer.config import ModelConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
@@ -44,15 +45,15 @@ def test_the_example_of_the_page_is_completed_and_read(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path / "data", schema)
     assert catalog.train_counts().tolist() == [1, 2, 1, 0]
     assert catalog.raw_ids(np.array([3, 1])).to_pylist() == ["fan", "pen"]
-    assembler = BatchAssembler(schema, schema.features, catalog)
-    files = open_events(tmp_path / "data", schema, "train", assembler.event_columns)
-    batch = next(TrainingReader(files, assembler, TrainingOrder(files.sizes, 4, 1, 0), 0.0, 0, 1).batches(0))
+    assembler = BatchAssembler(schema, schema.features, catalog, ModelConfig(id_dropout=0.0))
+    files = open_events(tmp_path / "data", schema, "train", assembler.columns("event"))
+    batch = next(TrainingReader(files, "event", assembler, TrainingOrder(files.sizes, 4, 1, 0), 0, 1).batches(0))
     item = {row: int(value) for row, value in enumerate([3, 1, 2, 0])}
     rows = [
         (user.tolist(), [value.item() for value in history], positive)
         for user, history, positive in zip(
             batch.sparse_features["user_id"].to_dense(), batch.sparse_features["history"].to_dense(),
-            batch.candidate_row.tolist(), strict=True,
+            batch.item_row[batch.positive].tolist(), strict=True,
         )
     ]  # fmt: skip
     expected = [([1], [], 1), ([1], [item[1]], 2), ([1], [item[1], item[2]], 0), ([2], [], 1)]

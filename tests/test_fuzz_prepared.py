@@ -22,7 +22,7 @@ import pytest
 
 from tests.damage import damage
 from tests.shop import IDS, candidate, query
-from trainer.config import GeneratedConfig, PrepareConfig
+from trainer.config import GeneratedConfig, ModelConfig, PrepareConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
@@ -39,13 +39,13 @@ def everything(folder: Path) -> list:
     """All that training and evaluation read of a folder, but for the catalogue's floats."""
     schema = read_schema(folder)
     catalog = Catalog(folder, schema)
-    assembler = BatchAssembler(schema, schema.features, catalog)
-    files = open_events(folder, schema, "train", assembler.event_columns)
+    assembler = BatchAssembler(schema, schema.features, catalog, ModelConfig())
+    files = open_events(folder, schema, "train", assembler.columns("event"))
     order = TrainingOrder(files.sizes, 100, 4, 0)
     read: list = [files.sizes, schema.num_events, schema.fingerprint, [f.name for f in schema.features]]
-    for batch in islice(TrainingReader(files, assembler, order, 0.0, 0, 1).batches(0), order.steps(1)):
-        read += [batch.sparse_features.values().tolist(), batch.candidate_row.tolist(), batch.query_dense.tolist()]
-        read.append(batch.candidate_log_q.tolist())
+    for batch in islice(TrainingReader(files, "event", assembler, order, 0, 1).batches(0), order.steps(1)):
+        read += [batch.sparse_features.values().tolist(), batch.item_row.tolist(), batch.query_dense.tolist()]
+        read += [batch.train_share.tolist(), batch.positive.tolist()]
     for split in ("validation", "test"):
         rows = open_events(folder, schema, split)
         read += [rows.read(group).to_pydict() for group in range(len(rows.sizes))]

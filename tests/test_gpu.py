@@ -15,7 +15,7 @@ pytestmark = [
 
 def test_batches_come_pinned_and_are_copied_beside_the_computation(prepared: Path) -> None:
     batch = next(iter(reader(prepared, pinned=True)))
-    tensors = (batch.query_dense, batch.candidate_dense, batch.candidate_row, batch.candidate_log_q)
+    tensors = (batch.query_dense, batch.item_dense, batch.item_row, batch.train_share)
     assert all(tensor.is_pinned() for tensor in (*tensors, batch.sparse_features.values()))
     moved = batch.to(torch.device("cuda"), non_blocking=True)
     torch.cuda.synchronize()

@@ -41,15 +41,15 @@ def test_the_same_run_goes_on_also_elsewhere_and_for_longer(run_dir: Path) -> No
 
 
 def test_another_configuration_is_refused_with_what_differs(run_dir: Path) -> None:
-    other = config(run_dir, temperature=0.5)
+    other = config(run_dir, id_dropout=0.5)
     other.run.seed = 3
-    with pytest.raises(UserError, match=r"model.temperature=0.1 \(now 0.5\), run.seed=0 \(now 3\)"):
+    with pytest.raises(UserError, match=r"model.id_dropout=0.1 \(now 0.5\), run.seed=0 \(now 3\)"):
         run_directory.claim(other, SCHEMA, ORDER)
 
 
 def test_before_the_first_checkpoint_nothing_is_bound(tmp_path: Path) -> None:
     run_directory.claim(config(tmp_path / "run"), SCHEMA, ORDER)
-    other = config(tmp_path / "run", temperature=0.5)
+    other = config(tmp_path / "run", id_dropout=0.5)
     run_directory.claim(other, replace(SCHEMA, num_items=7), ORDER)
     assert run_directory.read_config(tmp_path / "run") == other
 

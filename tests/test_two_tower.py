@@ -20,7 +20,8 @@ from trainer.model.two_tower import TwoTower
 
 def batch_of(folder: Path, features: tuple[Feature, ...], rows: int = 50) -> RetrievalBatch:
     events = pq.read_table(folder / "events" / "train" / "part-00000.parquet").slice(0, rows)
-    return BatchAssembler(SCHEMA, features, Catalog(folder, SCHEMA)).training_batch(events)
+    assembler = BatchAssembler(SCHEMA, features, Catalog(folder, SCHEMA), ModelConfig(id_dropout=0.0))
+    return assembler.training_batch(events, "event", step=0)
 
 
 def on_cpu(model: TwoTower) -> TwoTower:
@@ -42,6 +43,7 @@ def test_matrix_factorization_is_the_dot_product_of_two_rows(prepared: Path) -> 
     users, items = (model.embeddings.embedding_bags[name].weight for name in ("user_id", "item_id"))
     user, item = (batch.sparse_features[name].values() for name in ("user_id", "item_id"))
     assert torch.equal(query @ candidate.T, users[user] @ items[item].T)
+    assert torch.equal(candidate[batch.positive], items[item[batch.positive]])
 
 
 def test_both_towers_against_their_formula(prepared: Path) -> None:
@@ -67,17 +69,19 @@ def test_both_towers_against_their_formula(prepared: Path) -> None:
         expected = F.normalize(model.query_tower.mlp(user), dim=0)
         torch.testing.assert_close(query[row], expected)
 
-        genres = weight["genres"][values["genres"]]
-        price, text = batch.candidate_dense[row, :1], batch.candidate_dense[row, 1:]
+        own = batch.positive[row]
+        of_item = {name: jagged.to_dense()[own] for name, jagged in batch.sparse_features.to_dict().items()}
+        genres = weight["genres"][of_item["genres"]]
+        price, text = batch.item_dense[own, :1], batch.item_dense[own, 1:]
         item = torch.cat(
             [
-                weight["item_id"][values["item_id"][0]],
+                weight["item_id"][of_item["item_id"][0]],
                 genres.mean(0) if len(genres) else torch.zeros(4),
                 (torch.log1p(price) - 1) / 0.5,
                 text,
             ]
         )
-        torch.testing.assert_close(candidate[row], F.normalize(model.candidate_tower.mlp(item), dim=0))
+        torch.testing.assert_close(candidate[own], F.normalize(model.candidate_tower.mlp(item), dim=0))
 
 
 def test_history_and_candidate_share_one_table() -> None:
@@ -89,10 +93,10 @@ def test_history_and_candidate_share_one_table() -> None:
 
 def test_a_tower_that_has_no_input_does_not_run(prepared: Path) -> None:
     model = on_cpu(TwoTower(FEATURES, ModelConfig()))
-    batch = BatchAssembler(SCHEMA, FEATURES, Catalog(prepared, SCHEMA)).candidate_batch(np.arange(5))
+    batch = BatchAssembler(SCHEMA, FEATURES, Catalog(prepared, SCHEMA), ModelConfig()).candidate_batch(np.arange(5))
     query, candidate = model(batch)
     assert query is None and candidate.shape == (5, 64)
-    assert model(replace(batch_of(prepared, FEATURES), candidate_dense=None))[1] is None
+    assert model(replace(batch_of(prepared, FEATURES), item_dense=None))[1] is None
 
 
 def test_standardize_by_hand() -> None:

@@ -1,5 +1,6 @@
 """A model of the made-up data, trained for some steps on the ranks at hand."""
 
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -9,13 +10,13 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 
 from tests.prepared import FEATURES, SCHEMA
-from trainer.config import ModelConfig, OptimizerConfig, ShardingConfig, TowerConfig, TrainConfig
+from trainer.config import LossConfig, ModelConfig, OptimizerConfig, ShardingConfig, TowerConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
 from trainer.data.order import TrainingOrder
-from trainer.data.row_groups import open_events
-from trainer.model.two_tower import TwoTower
+from trainer.data.row_groups import open_events, open_sequences
+from trainer.model.two_tower import make_model
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.module import RetrievalModule
 from trainer.runtime.processes import Processes
@@ -29,7 +30,8 @@ def config(sharding: str = "row_wise", optimizer: str = "rowwise_adagrad") -> Tr
     tower = TowerConfig(hidden=[16])
     rate = 3.0 if optimizer == "sgd" else 0.2
     return TrainConfig(
-        model=ModelConfig(embedding_dim=8, categorical_dim=4, query=tower, candidate=tower, temperature=0.2),
+        model=ModelConfig(embedding_dim=8, categorical_dim=4, query=tower, candidate=tower, id_dropout=0.1,
+                          loss=LossConfig(temperature=0.2)),
         optimizer=OptimizerConfig(
             embedding=optimizer, embedding_learning_rate=rate, dense_learning_rate=0.01, warmup_steps=2
         ),
@@ -40,7 +42,7 @@ def config(sharding: str = "row_wise", optimizer: str = "rowwise_adagrad") -> Tr
 def sharded_model(processes: Processes, config: TrainConfig, seed: int = 0) -> DistributedModelParallel:
     """The model at its start."""
     torch.manual_seed(seed)
-    model = TwoTower(FEATURES, config.model)
+    model = make_model(SCHEMA, FEATURES, config)
     return shard(model, config.sharding, config.optimizer, BATCH // processes.world_size, seed, processes)
 
 
@@ -49,12 +51,14 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
     """Takes steps through the module's own training_step, without Lightning's loop around it."""
     model = model or sharded_model(processes, config)
     catalog = Catalog(folder, SCHEMA)
-    layout = BatchAssembler(SCHEMA, FEATURES, catalog)
-    files = open_events(folder, SCHEMA, "train", layout.event_columns)
+    assembler = BatchAssembler(SCHEMA, FEATURES, catalog, config.model)
+    layout = config.data.layout
+    opened = open_sequences if layout == "sequence" else partial(open_events, split="train")
+    files = opened(folder, SCHEMA, columns=assembler.columns(layout))
     order = TrainingOrder(files.sizes, BATCH, STREAMS, seed=0)
-    reader = TrainingReader(files, layout, order, 0.1, processes.rank, processes.world_size)
+    reader = TrainingReader(files, layout, assembler, order, processes.rank, processes.world_size)
     reader.next_step = start
-    module = RetrievalModule(model, config, layout, catalog, reader, processes)
+    module = RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps=100)
     module.log = lambda *args, **kwargs: None
     chosen = module.configure_optimizers()
     losses = []

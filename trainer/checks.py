@@ -1,6 +1,6 @@
 """Checks that need nothing but the config, made before data is opened or a process group exists."""
 
-from trainer.config import EvaluateConfig, ExportConfig, ModelConfig, TrainConfig, TrainDataConfig
+from trainer.config import EvaluateConfig, ExportConfig, LossConfig, ModelConfig, TrainConfig, TrainDataConfig
 from trainer.errors import UserError
 
 
@@ -26,7 +26,12 @@ def check_train_config(config: TrainConfig) -> None:
         "data.global_batch_size": config.data.global_batch_size,
         "data.streams": config.data.streams,
         "data.memory_gb": config.data.memory_gb,
-        "model.temperature": config.model.temperature,
+        "model.loss.temperature": config.model.loss.temperature,
+        "model.loss.streaming_rate": config.model.loss.streaming_rate,
+        "model.loss.streaming_buckets": config.model.loss.streaming_buckets,
+        "model.history.interests": config.model.history.interests,
+        "model.history.layers": config.model.history.layers,
+        "model.history.heads": config.model.history.heads,
         "optimizer.embedding_learning_rate": config.optimizer.embedding_learning_rate,
         "optimizer.dense_learning_rate": config.optimizer.dense_learning_rate,
         "run.epochs": config.run.epochs,
@@ -40,16 +45,31 @@ def check_train_config(config: TrainConfig) -> None:
         "run.seed": config.run.seed,
         "optimizer.warmup_steps": config.optimizer.warmup_steps,
         "optimizer.embedding_init_std": config.optimizer.embedding_init_std,
+        "optimizer.embedding_weight_decay": config.optimizer.embedding_weight_decay,
+        "optimizer.dense_weight_decay": config.optimizer.dense_weight_decay,
+        "model.loss.uniform_negatives": config.model.loss.uniform_negatives,
     }.items():
         if value < 0:
             raise UserError(name, value, "0 or more", f"set {name}=0")
+    require_one_of("data.layout", config.data.layout, ("event", "sequence"))
+    require_one_of("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine"))
+    if config.optimizer.dense_gradient_clip is not None:
+        require_positive("optimizer.dense_gradient_clip", config.optimizer.dense_gradient_clip)
     _check_model(config.model)
+    _check_history(config)
+    _check_loss(config.model.loss)
     check_threads(config.run.threads)
     if config.run.validate_every > config.run.epochs:
         expected = f"at most run.epochs={config.run.epochs}: the best checkpoint is chosen by validation"
         raise UserError("run.validate_every", config.run.validate_every, expected, "lower run.validate_every")
-    if not 0 <= config.model.id_dropout < 1:
-        raise UserError("model.id_dropout", config.model.id_dropout, "a share in [0, 1)", "set model.id_dropout=0.1")
+    for name, share in {
+        "model.id_dropout": config.model.id_dropout,
+        "model.history.dropout": config.model.history.dropout,
+        "model.query.dropout": config.model.query.dropout,
+        "model.candidate.dropout": config.model.candidate.dropout,
+    }.items():
+        if not 0 <= share < 1:
+            raise UserError(name, share, "a share in [0, 1)", f"set {name}=0.1")
     require_one_of("optimizer.embedding", config.optimizer.embedding, ("rowwise_adagrad", "sgd"))
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
     metric, _, k = config.run.monitor.partition("@")
@@ -78,8 +98,47 @@ def _check_model(config: ModelConfig) -> None:
             expected = "a multiple of 4, which the kernels ask for"
             raise UserError(name, dim, expected, f"set {name}={max(4, dim // 4 * 4)}")
     for side, tower in (("query", config.query), ("candidate", config.candidate)):
+        require_one_of(f"model.{side}.combine", tower.combine, ("concatenate", "sum"))
+        if tower.cross_layers < 0:
+            raise UserError(f"model.{side}.cross_layers", tower.cross_layers, "0 or more", "set it to 0")
         if any(width < 1 for width in tower.hidden or []):
             raise UserError(f"model.{side}.hidden", tower.hidden, "widths from 1", f"set model.{side}.hidden=[256]")
+
+
+def _check_history(config: TrainConfig) -> None:
+    history, dim = config.model.history, config.model.embedding_dim
+    require_one_of("model.history.encoder", history.encoder, ("mean", "attention", "transformer"))
+    if history.encoder == "transformer" and dim % history.heads:
+        raise UserError("model.history.heads", history.heads, f"a divisor of model.embedding_dim={dim}",
+                        "set model.history.heads=1")  # fmt: skip
+    if history.encoder != "attention" and history.interests > 1:
+        raise UserError("model.history.interests", history.interests, f"1 for the encoder {history.encoder}",
+                        "set model.history.encoder=attention")  # fmt: skip
+    if config.data.layout == "sequence" and history.encoder == "mean":
+        raise UserError("model.history.encoder", "mean", "attention or transformer for data.layout=sequence",
+                        "choose one, as model=sequence does, or set data.layout=event")  # fmt: skip
+
+
+def _check_loss(config: LossConfig) -> None:
+    require_one_of("model.loss.log_q", config.log_q, ("counts", "streaming", "none"))
+    require_one_of("model.loss.remove_known_positives", config.remove_known_positives, ("none", "history", "user"))
+    if not config.in_batch_negatives and not config.uniform_negatives:
+        raise UserError("model.loss.uniform_negatives", 0, "some where in_batch_negatives=false",
+                        "set model.loss.uniform_negatives=4096, or in_batch_negatives=true")  # fmt: skip
+    if config.log_q == "streaming" and not config.in_batch_negatives:
+        raise UserError("model.loss.log_q", config.log_q, "none where in_batch_negatives=false: draws are uniform",
+                        "set model.loss.log_q=none")  # fmt: skip
+    if config.streaming_rate > 1:
+        raise UserError("model.loss.streaming_rate", config.streaming_rate, "a rate in (0, 1]",
+                        "set model.loss.streaming_rate=0.01")  # fmt: skip
+
+
+def check_negatives(config: LossConfig, num_items: int) -> None:
+    """Raises a UserError for more uniform negatives than there are items."""
+    if config.uniform_negatives > num_items:
+        raise UserError("model.loss.uniform_negatives", config.uniform_negatives,
+                        f"at most the {num_items} items of the catalogue",
+                        f"set model.loss.uniform_negatives={num_items}, which stands for all of them")  # fmt: skip
 
 
 def check_batch_size(config: TrainDataConfig, world_size: int) -> int:

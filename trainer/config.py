@@ -171,8 +171,11 @@ class TrainDataConfig:
 
     dir: str = MISSING
     """Folder written by trainer.prepare."""
+    layout: str = "event"
+    """event: a row is one query and its positive; sequence: a row is a user's ordered events, each of them the positive
+    of a query that has seen those before it. The folder must have been prepared with it."""
     global_batch_size: int = 4096
-    """Queries of one optimizer step over all ranks; each rank takes an equal share."""
+    """Rows of one optimizer step over all ranks; each rank takes an equal share."""
     streams: int = 64
     """Logical streams that fix the order of rows whatever the number of ranks: a multiple of every number of ranks that
     the run may go on with, and a divisor of global_batch_size."""
@@ -182,13 +185,70 @@ class TrainDataConfig:
 
 @dataclass
 class TowerConfig:
-    """One tower: embed, concatenate, MLP."""
+    """One tower: embed, combine, cross, MLP."""
 
     features: list[str] | None = None
     """Names of its inputs; null for every feature that the prepared data has on this side."""
+    combine: str = "concatenate"
+    """concatenate, or sum: all inputs have width embedding_dim and are added up, dense ones after a linear layer."""
+    cross_layers: int = 0
+    """DCN-v2 layers that multiply the combined inputs with one another; what they give goes on into the MLP."""
     hidden: list[int] | None = field(default_factory=lambda: [256])
     """Widths of the hidden layers before the linear layer to embedding_dim; [] for that layer alone; null for none:
-    the concatenated inputs are the embedding."""
+    the combined inputs are the embedding."""
+    residual: bool = False
+    """Whether a hidden layer's input is added to its output; from the second on, so they have one width."""
+    layer_norm: bool = False
+    """Whether hidden layers are normalised before their ReLU."""
+    dropout: float = 0.0
+    """Share of each hidden layer's outputs that training sets to zero."""
+
+
+@dataclass
+class HistoryConfig:
+    """What the query tower makes of the user's events."""
+
+    encoder: str = "mean"
+    """mean: average of their rows in the item table. Others see each event as the candidate tower embeds its item:
+    attention: their average, with learned weights; transformer: causal self-attention with learned positions and, where
+    events have times, buckets of the time between them."""
+    interests: int = 1
+    """Of attention: query embeddings per user, each with weights of its own; an item's score is that of the best."""
+    layers: int = 2
+    """Of the transformer."""
+    heads: int = 2
+    """Of the transformer; a divisor of embedding_dim."""
+    dropout: float = 0.2
+    """Of the events' embeddings, and inside the transformer."""
+
+
+@dataclass
+class LossConfig:
+    """Softmax of a query's positive against candidates: the positives of the whole batch and uniform draws."""
+
+    temperature: float = 0.1
+    """Divides the scores."""
+    learn_temperature: bool = False
+    """Whether the temperature is trained from there on, between a tenth of it and ten times it."""
+    in_batch_negatives: bool = True
+    """Whether the positives of all queries of the global batch are candidates."""
+    uniform_negatives: int = 0
+    """Further candidates of each step, drawn from the whole catalogue, each item at most once; as many as there are
+    items stand for all of them."""
+    log_q: str = "counts"
+    """Correction of a candidate's score for how often it comes into a batch. counts: by its training events in the
+    catalogue; streaming: by an estimate from the batches so far; none. Uniform negatives are reckoned in."""
+    streaming_rate: float = 0.01
+    """Of the streaming estimate: weight of an item's newest appearance."""
+    streaming_buckets: int = 1 << 20
+    """Of the streaming estimate: buckets that items are hashed to where there are more items."""
+    remove_accidental_hits: bool = True
+    """Whether other candidates that are the query's own item are left out of its negatives."""
+    sample_weights: bool = False
+    """Whether queries count by the weights that their events were prepared with."""
+    remove_known_positives: str = "none"
+    """Whether other items that the query's user chose are: none are; history: those that it had chosen before; user:
+    also what other rows of the batch say of the same user, and in sequences what came after."""
 
 
 @dataclass
@@ -203,16 +263,12 @@ class ModelConfig:
     """Width of a single table, by name, where the two above do not suit."""
     query: TowerConfig = field(default_factory=TowerConfig)
     candidate: TowerConfig = field(default_factory=TowerConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
     normalize: bool = True
     """Whether embeddings are scaled to length 1, so that the score is a cosine."""
-    temperature: float = 0.1
-    """Divides the scores in the loss."""
-    log_q_correction: bool = True
-    """Whether a candidate's score in the loss is corrected for how often popularity brings it into a batch."""
-    remove_accidental_hits: bool = True
-    """Whether other candidates of the batch that are the query's own item are left out of its negatives."""
     id_dropout: float = 0.1
-    """Share of training rows whose id is replaced by the out-of-vocabulary row, for each id on its own."""
+    """Share of ids that a step replaces by the out-of-vocabulary row, so that other features learn to stand alone."""
+    loss: LossConfig = field(default_factory=LossConfig)
 
 
 @dataclass
@@ -222,12 +278,20 @@ class OptimizerConfig:
     embedding: str = "rowwise_adagrad"
     """rowwise_adagrad or sgd."""
     embedding_learning_rate: float = 0.05
+    embedding_weight_decay: float = 0.0
+    """Of the rows that a step looks up."""
     embedding_init_std: float = 0.05
     """Standard deviation of the initial table rows."""
     dense_learning_rate: float = 1e-3
-    """Of Adam."""
+    """Of AdamW."""
+    dense_weight_decay: float = 0.0
+    """Of the dense layers' weights; biases and norms have none."""
+    dense_gradient_clip: float | None = None
+    """Norm that the gradient of all dense layers together is scaled down to."""
     warmup_steps: int = 100
     """Steps over which the dense learning rate rises linearly to its value."""
+    schedule: str = "constant"
+    """constant, or cosine: both learning rates fall along half a cosine, to zero at the run's last step."""
 
 
 @dataclass

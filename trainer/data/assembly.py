@@ -1,6 +1,7 @@
 """Rows of Parquet joined with the catalogue and laid out as the towers' inputs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,16 +9,18 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from trainer.data.batch import QueryBatch, RetrievalBatch
+from trainer.config import ModelConfig
+from trainer.data.batch import EventHistories, QueryBatch, RetrievalBatch
 from trainer.data.catalog import Catalog
-from trainer.data.contract import UNKNOWN_ITEM, list_parts
-from trainer.data.row_groups import one_array
-from trainer.data.schema import ITEM_ROW, SEEN, Feature, Schema
+from trainer.data.distinct import DistinctItems, distinct_items
+from trainer.data.id_dropout import hidden_ids
+from trainer.data.layouts import EventRows, Rows, SequenceRows, lists
+from trainer.data.ragged import Ragged
+from trainer.data.negatives import uniform_rows
+from trainer.data.schema import HISTORY_AGE, ITEM_ROW, SEEN, TIMESTAMP, WEIGHT, Feature, Schema
+from trainer.data.shares import share_of_rank
 
-DROPPED = "dropped:"
-"""Prefix of the boolean columns that say for which rows an id is replaced by the out-of-vocabulary row."""
-
-Ragged = tuple[np.ndarray, np.ndarray]  # values end to end, and how many each row has
+_NONE = np.empty(0, np.int64)
 
 
 class BatchAssembler:
@@ -27,95 +30,162 @@ class BatchAssembler:
         schema: of the prepared folder.
         features: inputs of both towers, in the order in which the model looks them up and concatenates them.
         catalog: the items.
+        model: whose history encoder, id dropout and loss say what else goes into a batch.
+        seed: of the ids that are hidden.
     """
 
-    def __init__(self, schema: Schema, features: Sequence[Feature], catalog: Catalog) -> None:
-        self._item_id, self.features, self._catalog = schema.item_id, tuple(features), catalog
+    def __init__(
+        self, schema: Schema, features: Sequence[Feature], catalog: Catalog, model: ModelConfig, seed: int = 0
+    ) -> None:
+        self.features, self._schema, self._catalog = tuple(features), schema, catalog
+        self._model, self._seed = model, seed
+        self._history = next((feature for feature in features if feature.kind == "history"), None)
+        self._sees_events = model.history.encoder != "mean"
+        # one whose events the encoder sees is no feature to look up
+        self._sparse = [f for f in features if f.is_sparse and not (f.kind == "history" and self._sees_events)]
+        self._dense = [feature for feature in features if not feature.is_sparse]
+        self._is_weighted = any(feature.weighted for feature in self._sparse)
+        self._sees_gaps = self._sees_events and self._history is not None and schema.timestamps
+        self._user = next((f for f in features if (f.side, f.kind, f.per_event) == ("query", "id", False)), None)
 
-    @property
-    def event_columns(self) -> list[str]:
-        """Columns of the events that a training batch is made from."""
-        return [ITEM_ROW, *(feature.name for feature in self.features if feature.side == "query")]
+    def columns(self, layout: str) -> list[str]:
+        """Columns of the training rows that a batch is made from."""
+        of_query = [feature for feature in self.features if feature.side == "query"]
+        names = [feature.name for feature in of_query] + [f.weight_column for f in of_query if f.weighted]
+        if self._model.loss.sample_weights:
+            names.append(WEIGHT)
+        if layout == "event":
+            return [ITEM_ROW, *names, *([HISTORY_AGE] if self._sees_gaps else [])]
+        history = self._history.name if self._history else None
+        return [ITEM_ROW, *(n for n in names if n != history), *([TIMESTAMP] if self._sees_gaps else [])]
 
-    def training_batch(self, events: pa.Table) -> RetrievalBatch:
-        """One query and its positive a row; boolean columns named DROPPED + id hide that id."""
-        return self._batch(events, _scalars(events, ITEM_ROW), len(events))
+    def uniform_rows(self, step: int, rank: int, world_size: int) -> np.ndarray:
+        """Catalogue rows of a rank's share of a step's uniform draws."""
+        drawn = self._model.loss.uniform_negatives
+        share = share_of_rank(drawn, rank, world_size)
+        return uniform_rows(self._seed, step, len(self._catalog), drawn)[share.start : share.stop] if drawn else _NONE
+
+    def training_batch(self, table: pa.Table, layout: str, step: int, uniform_row: np.ndarray = _NONE) -> RetrievalBatch:
+        """Queries with their positives, and uniform draws.
+
+        Args:
+            table: training rows of the layout.
+            layout: event or sequence.
+            step: for which ids are hidden.
+            uniform_row: catalogue rows of this rank's draws.
+        """
+        rows = EventRows(table, self._history) if layout == "event" else SequenceRows(table)
+        batch = self._batch(rows, rows.positive_row, uniform_row, step)
+        batch.step = step
+        if self._model.loss.sample_weights:
+            batch.query_weight = torch.from_numpy(rows.weight().astype(np.float32))
+        self._add_known(batch, rows)
+        return batch
 
     def query_batch(self, events: pa.Table, row: np.ndarray) -> QueryBatch:
         """Held-out events as queries; `row` int64 [B] is as in QueryBatch."""
-        seen_rows, seen_lengths = _lists(events, SEEN)
+        rows = EventRows(events, self._history)
+        seen = lists(events, SEEN)
         return QueryBatch(
-            self._batch(events, None, len(events)),
+            self._batch(rows, _NONE, _NONE),
             row=torch.from_numpy(row),
-            target_row=_int64(_scalars(events, ITEM_ROW)),
-            seen_rows=_int64(seen_rows),
-            seen_lengths=_int64(seen_lengths),
+            target_row=_int64(rows.positive_row),
+            seen_rows=_int64(seen.values),
+            seen_lengths=_int64(seen.lengths),
         )
 
     def candidate_batch(self, item_rows: np.ndarray) -> RetrievalBatch:
-        """Catalogue rows as candidates, without queries."""
-        return self._batch(None, item_rows, len(item_rows))
+        """Catalogue rows as candidates, in their order, without queries."""
+        count = np.zeros(len(item_rows), np.float32)
+        return self._lay_out(None, DistinctItems(item_rows, _NONE, _NONE, count, count))
 
-    def _batch(self, events: pa.Table | None, item_rows: np.ndarray | None, num_rows: int) -> RetrievalBatch:
-        sparse = [feature for feature in self.features if feature.is_sparse]
-        candidates = np.empty(0, np.int64) if item_rows is None else item_rows
-        columns = [self._sparse(feature, events, item_rows, num_rows) for feature in sparse]
+    def _batch(
+        self, rows: Rows, positive_row: np.ndarray, uniform_row: np.ndarray, step: int | None = None
+    ) -> RetrievalBatch:
+        histories = rows.histories() if self._sees_events else Ragged(_NONE, _NONE)
+        items = distinct_items(positive_row, uniform_row, histories.values)
+        batch = self._lay_out(rows, items, step)
+        if self._sees_events:
+            to_each, to_query = rows.gaps() if self._sees_gaps else (None, None)
+            batch.history = EventHistories(
+                item=torch.from_numpy(replace(histories, values=items.history).padded()),
+                gap=None if to_each is None else _int64(replace(histories, values=to_each).padded()),
+                query_gap=None if to_query is None else _int64(to_query),
+                seen=_int64(rows.seen),
+            )
+        return batch
+
+    def _add_known(self, batch: RetrievalBatch, rows: Rows) -> None:
+        """What the loss leaves out of the negatives."""
+        which = self._model.loss.remove_known_positives
+        if which == "none":
+            return
+        known = rows.known()
+        batch.known_row, batch.known_length = _int64(known.values), _int64(known.lengths)
+        if which == "history":
+            batch.known_seen = _int64(rows.seen)
+        elif self._user is not None:
+            batch.user = _int64(rows.sparse(self._user).values)
+
+    def _lay_out(self, rows: Rows | None, items: DistinctItems, step: int | None = None) -> RetrievalBatch:
+        has_items, num_candidates = len(items.row) > 0, len(items.positive_count)
         return RetrievalBatch(
-            KeyedJaggedTensor(
-                keys=[feature.name for feature in sparse],
-                values=_int64(np.concatenate([values for values, _ in columns])),
-                lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in columns]).astype(np.int32)),
-            ),
-            query_dense=None if events is None else self._query_dense(events),
-            candidate_dense=None if item_rows is None else self._candidate_dense(item_rows),
-            candidate_row=_int64(candidates),
-            candidate_log_q=torch.from_numpy(self._catalog.log_q(candidates)),
+            self._looked_up(rows, items.row, step),
+            query_dense=None if rows is None else self._query_dense(rows),
+            item_dense=self._item_dense(items.row) if has_items else None,
+            item_row=_int64(items.row),
+            positive_count=torch.from_numpy(items.positive_count),
+            uniform_count=torch.from_numpy(items.uniform_count),
+            train_share=torch.from_numpy(self._catalog.train_share(items.row[:num_candidates])),
+            positive=_int64(items.positive),
+            query_row=None if rows is None or rows.query_row is None else _int64(rows.query_row),
         )
 
-    def _sparse(self, feature: Feature, events: pa.Table | None, item_rows: np.ndarray | None, num_rows: int) -> Ragged:
-        values, lengths = np.empty(0, np.int64), np.zeros(num_rows, np.int64)
-        if feature.side == "candidate" and item_rows is not None:
-            values, lengths = self._catalog.sparse(feature, item_rows)
-        elif feature.side == "query" and events is not None:
-            values, lengths = self._query_sparse(feature, events)
-        if events is not None and DROPPED + feature.name in events.column_names:
-            values = np.where(_scalars(events, DROPPED + feature.name), 0, values)
-        return values, lengths
+    def _looked_up(self, rows: Rows | None, item_row: np.ndarray, step: int | None) -> KeyedJaggedTensor:
+        columns = [self._column(feature, rows, item_row, step) for feature in self._sparse]
+        slots = max([len(item_row)] + ([rows.num_rows, rows.num_queries] if rows else []))
+        lengths = np.zeros((len(columns), slots), np.int32)
+        for place, column in zip(lengths, columns, strict=True):
+            place[: len(column.lengths)] = column.lengths
+        return KeyedJaggedTensor(
+            keys=[feature.name for feature in self._sparse],
+            values=_int64(np.concatenate([column.values for column in columns])),
+            lengths=torch.from_numpy(lengths.reshape(-1)),
+            weights=torch.from_numpy(np.concatenate([*map(_weights, columns)])) if self._is_weighted else None,
+        )
 
-    def _query_sparse(self, feature: Feature, events: pa.Table) -> Ragged:
+    def _column(self, feature: Feature, rows: Rows | None, item_row: np.ndarray, step: int | None) -> Ragged:
+        if feature.side == "candidate":
+            column = self._catalog.sparse(feature, item_row)
+        elif rows is None:
+            return Ragged(_NONE, _NONE)
+        else:
+            column = rows.sparse(feature)
         if feature.kind == "history":
-            rows, lengths = _lists(events, feature.name)
-            return np.where(rows == UNKNOWN_ITEM, 0, self._catalog.sparse(self._item_id, rows)[0]), lengths
-        if feature.multi_valued:
-            return _lists(events, feature.name)
-        return _scalars(events, feature.name), np.ones(len(events), np.int64)
+            return replace(column, values=self._catalog.sparse(self._schema.item_id, column.values).values)
+        if feature.kind == "id" and step is not None and self._model.id_dropout:
+            hidden = hidden_ids(self._seed, step, feature.name, column.values, self._model.id_dropout)
+            return replace(column, values=np.where(hidden, 0, column.values))
+        return column
 
-    def _query_dense(self, events: pa.Table) -> Tensor:
-        dense = [feature for feature in self.features if feature.side == "query" and not feature.is_sparse]
-        return _side_by_side([_numbers(events, feature) for feature in dense], len(events))
+    def _query_dense(self, rows: Rows) -> Tensor:
+        columns = [rows.dense(feature) for feature in self._dense if feature.side == "query"]
+        return _side_by_side(columns, rows.num_queries)
 
-    def _candidate_dense(self, item_rows: np.ndarray) -> Tensor:
-        dense = [feature for feature in self.features if feature.side == "candidate" and not feature.is_sparse]
-        return _side_by_side([self._catalog.dense(feature, item_rows) for feature in dense], len(item_rows))
+    def _item_dense(self, item_row: np.ndarray) -> Tensor:
+        columns = [self._catalog.dense(feature, item_row) for feature in self._dense if feature.side == "candidate"]
+        return _side_by_side(columns, len(item_row))
+
+
+def _weights(column: Ragged) -> np.ndarray:
+    """What a looked-up value counts for in the sum: given, or else its share of a mean."""
+    if column.weights is not None:
+        return column.weights.astype(np.float32)
+    return np.repeat(1 / np.maximum(column.lengths, 1), column.lengths).astype(np.float32)
 
 
 def _side_by_side(columns: list[np.ndarray], num_rows: int) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty((num_rows, 0), np.float32), *columns], axis=1, dtype=np.float32))
-
-
-def _scalars(events: pa.Table, name: str) -> np.ndarray:
-    return one_array(events, name).to_numpy(zero_copy_only=False)
-
-
-def _lists(events: pa.Table, name: str) -> Ragged:
-    values, offsets = list_parts(one_array(events, name))
-    return values.to_numpy(), np.diff(offsets)
-
-
-def _numbers(events: pa.Table, feature: Feature) -> np.ndarray:
-    column = one_array(events, feature.name)
-    values = list_parts(column)[0] if feature.kind == "vector" else column
-    return values.to_numpy(zero_copy_only=False).reshape(-1, feature.dim)
 
 
 def _int64(values: np.ndarray) -> Tensor:

@@ -1,53 +1,108 @@
 """One batch on its way from the reader to the towers."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-# B queries on this rank, each with its candidate in the same row
+# R rows on this rank, Q queries in them, U distinct items of which the first C are candidates, T events of the longest
+# history
+
+_Batch = TypeVar("_Batch")
+
+
+@dataclass
+class EventHistories:
+    """What encoders see that look at each event of a history; oldest first, padded at the end.
+
+    Attributes:
+        item: int64 [R, T], the events' items as numbers among the U.
+        gap: int64 [R, T], seconds since the event before, 0 for the first; or None where events have no times.
+        query_gap: int64 [Q], seconds from the last event that a query has seen to the query; or None.
+        seen: int64 [Q], how many events of its row each query has seen.
+    """
+
+    item: Tensor
+    gap: Tensor | None
+    query_gap: Tensor | None
+    seen: Tensor
 
 
 @dataclass
 class RetrievalBatch:
-    """Inputs of both towers for the same B rows; a tower whose dense input is None does not run.
+    """Inputs of both towers; a tower whose dense input is None does not run.
+
+    Items are there once, however many queries and histories share them, so that each is looked up, exchanged and sent
+    through its tower once.
 
     Attributes:
-        sparse_features: every looked-up feature of both towers, jagged over the B rows; int64 table rows. Features of
-            a tower that does not run are there with no values, since the sharded lookup expects all keys.
-        query_dense: float32 [B, numerics and vectors of the query side], unstandardised, NaN where missing; or None.
-        candidate_dense: the same of the candidate side; or None.
-        candidate_row: int64 [B], catalogue row of each candidate: its identity.
-        candidate_log_q: float32 [B], log of each candidate's share of the training events: how likely it is to come
-            into a batch; -inf for an item without any, which no training batch holds.
+        sparse_features: every looked-up feature of both towers, table rows, jagged over as many slots as the largest of
+            R, Q and U. Of a query feature the first R are filled, or Q where it is the event's and not the user's; of
+            a candidate feature the first U.
+        query_dense: float32 [Q, numerics and vectors of the query side], unstandardised, NaN where missing; or None.
+        item_dense: float32 [U, those of the candidate side]; or None.
+        item_row: int64 [U], catalogue row of each item: its identity. The candidates come first, in ascending order;
+            then other items of histories, among which -1 stands for items that the catalogue lacks.
+        positive_count: float32 [C], queries whose positive the candidate is.
+        uniform_count: float32 [C], uniform draws of the candidate.
+        train_share: float32 [C], each candidate's share of the training events: how likely it is to be a positive.
+        positive: int64 [Q], each query's positive among the C.
+        query_row: int64 [Q] ascending, the row that each query is of; None where every row is one query.
+        query_weight: float32 [Q], of the queries in the loss; or None.
+        user: int64 [R], the row of each user's id, 0 where unknown; or None.
+        known_row, known_length: int64 [total] and [R], catalogue rows that each row's user is known to have chosen, in
+            order; or None.
+        known_seen: int64 [Q], how many of those of its row had been chosen before the query; None where all count.
+        history: or None.
+        step: global step that it trains.
     """
 
     sparse_features: KeyedJaggedTensor
     query_dense: Tensor | None
-    candidate_dense: Tensor | None
-    candidate_row: Tensor
-    candidate_log_q: Tensor
+    item_dense: Tensor | None
+    item_row: Tensor
+    positive_count: Tensor
+    uniform_count: Tensor
+    train_share: Tensor
+    positive: Tensor
+    query_row: Tensor | None = None
+    query_weight: Tensor | None = None
+    user: Tensor | None = None
+    known_row: Tensor | None = None
+    known_length: Tensor | None = None
+    known_seen: Tensor | None = None
+    history: EventHistories | None = None
+    step: int = 0
+
+    @property
+    def num_candidates(self) -> int:
+        """C."""
+        return len(self.positive_count)
+
+    @property
+    def slots(self) -> int:
+        """Bags of every looked-up feature."""
+        return self.sparse_features.stride()
+
+    def with_slots(self, slots: int) -> "RetrievalBatch":
+        """The batch with further, empty bags: the exchange of embeddings wants equally many from every rank."""
+        features = self.sparse_features
+        keys = features.keys()
+        lengths = features.lengths().new_zeros(len(keys), slots)
+        lengths[:, : self.slots] = features.lengths().view(len(keys), self.slots)
+        padded = KeyedJaggedTensor(keys, features.values(), weights=features.weights_or_none(), lengths=lengths.view(-1))
+        return replace(self, sparse_features=padded)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RetrievalBatch":
         """The batch on another device."""
-        return RetrievalBatch(
-            self.sparse_features.to(device, non_blocking),
-            None if self.query_dense is None else self.query_dense.to(device, non_blocking=non_blocking),
-            None if self.candidate_dense is None else self.candidate_dense.to(device, non_blocking=non_blocking),
-            self.candidate_row.to(device, non_blocking=non_blocking),
-            self.candidate_log_q.to(device, non_blocking=non_blocking),
-        )
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "RetrievalBatch":
         """The batch in pinned host memory, from which copies to a GPU need not be waited for."""
-        return RetrievalBatch(
-            self.sparse_features.pin_memory(),
-            None if self.query_dense is None else self.query_dense.pin_memory(),
-            None if self.candidate_dense is None else self.candidate_dense.pin_memory(),
-            self.candidate_row.pin_memory(),
-            self.candidate_log_q.pin_memory(),
-        )
+        return _each(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass
@@ -71,7 +126,16 @@ class QueryBatch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "QueryBatch":
         """The batch on another device."""
-        tensors = (self.row, self.target_row, self.seen_rows, self.seen_lengths)
-        return QueryBatch(
-            self.batch.to(device, non_blocking), *(tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
-        )
+        return _each(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+def _each(batch: _Batch, change: Callable[[Any], Any]) -> _Batch:
+    """The same dataclass with every tensor in it changed."""
+    changed: dict[str, Any] = {}
+    for name in (part.name for part in fields(batch)):  # type: ignore[arg-type]
+        part = getattr(batch, name)
+        if isinstance(part, EventHistories | RetrievalBatch):
+            changed[name] = _each(part, change)
+        elif isinstance(part, Tensor | KeyedJaggedTensor):
+            changed[name] = change(part)
+    return replace(batch, **changed)  # type: ignore[type-var]

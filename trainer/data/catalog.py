@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from trainer.data.catalog_file import CHECKSUM, checksum
 from trainer.data.contract import Column, catalog_columns, is_list
+from trainer.data.ragged import Ragged, gather_lists
 from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
 from trainer.errors import UserError
 
@@ -71,32 +72,30 @@ class Catalog:
         """int64 [items]: training events of each item."""
         return self._column(TRAIN_COUNT).to_numpy()
 
-    def log_q(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [rows]: log of each item's share of the training events."""
-        with np.errstate(divide="ignore"):  # the log of an item without events is -inf
-            return np.log(self.train_counts()[rows] / self._num_events).astype(np.float32)
+    def train_share(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [rows]: each item's share of the training events."""
+        return (self.train_counts()[rows] / self._num_events).astype(np.float32)
 
     def dense(self, feature: Feature, rows: np.ndarray) -> np.ndarray:
-        """[rows, dim] of a numeric or vector, float32 or, where the files have it so, float16."""
+        """[rows, dim] of a numeric or vector, float32 or, where the files have it so, float16; missing for row -1."""
         column = self._column(feature.name)
-        values = column.values if feature.kind == "vector" else column
-        return values.to_numpy().reshape(len(self), feature.dim)[rows]
+        values = (column.values if feature.kind == "vector" else column).to_numpy().reshape(len(self), feature.dim)
+        found = values[rows]
+        found[rows < 0] = 0 if feature.kind == "vector" else np.nan
+        return found
 
-    def sparse(self, feature: Feature, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Table rows of an id or categorical, as (values, lengths), both integer [.]."""
+    def sparse(self, feature: Feature, rows: np.ndarray) -> Ragged:
+        """Table rows of an id or categorical, a list for each catalogue row; out-of-vocabulary or none for row -1."""
         column = self._column(feature.name)
         if not feature.multi_valued:
-            return column.to_numpy()[rows], np.ones(len(rows), np.int64)
-        return _gather_lists(column.values.to_numpy(), column.offsets.to_numpy(), rows)
+            return Ragged(np.where(rows < 0, 0, column.to_numpy()[rows]), np.ones(len(rows), np.int64))
+        offsets = column.offsets.to_numpy()
+        weights = self._column(feature.weight_column).values.to_numpy() if feature.weighted else None
+        begins = offsets[rows]
+        lengths = np.where(rows < 0, 0, offsets[rows + 1] - begins)
+        return gather_lists(column.values.to_numpy(), begins, lengths, weights)
 
     def _column(self, name: str) -> pa.Array:
         # prepare writes one record batch, so a column is one array that lies in the file as it is
         return self._table.column(name).chunk(0)
 
-
-def _gather_lists(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    begin = offsets[rows].astype(np.int64)
-    lengths = offsets[rows + 1] - begin
-    ends = np.cumsum(lengths)
-    positions = np.arange(ends[-1] if len(ends) else 0) + np.repeat(begin - (ends - lengths), lengths)
-    return values[positions], lengths

@@ -1,11 +1,12 @@
 """The reader: Parquet row groups to batches, in the order that order.py lays down."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.assembly import DROPPED, BatchAssembler
+from trainer.data.assembly import BatchAssembler
 from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.order import Piece, TrainingOrder, streams_of_rank
 from trainer.data.prefetch import Prefetch
@@ -20,22 +21,22 @@ class TrainingReader:
     while it is shuffled: `memory` says how much that is at most.
 
     Args:
-        files: of the train split.
+        files: of the training rows.
+        layout: of those rows: event or sequence.
         assembler: lays rows out as batches.
         order: which rows train when.
-        id_dropout: share of rows whose id is hidden, drawn for each id feature on its own.
         rank: of this process.
         world_size: processes in all.
         pinned: whether batches are put into pinned memory, from which a GPU copies while it computes.
     """
 
     def __init__(
-        self, files: RowGroups, assembler: BatchAssembler, order: TrainingOrder, id_dropout: float,
+        self, files: RowGroups, layout: str, assembler: BatchAssembler, order: TrainingOrder,
         rank: int, world_size: int, pinned: bool = False,
     ) -> None:  # fmt: skip
         self.files, self.order = files, order
-        self._assembler, self._id_dropout, self._pinned = assembler, id_dropout, pinned
-        self._dropped = [feature.name for feature in assembler.features if feature.kind == "id"] if id_dropout else []
+        self._layout, self._assembler, self._pinned = layout, assembler, pinned
+        self._rank, self._world_size = rank, world_size
         self._streams = streams_of_rank(order.streams, rank, world_size)
         self._ahead: Prefetch[RetrievalBatch] | None = None
         self.next_step = 0
@@ -73,8 +74,10 @@ class TrainingReader:
     def batches(self, step: int) -> Iterator[RetrievalBatch]:
         """The batches from a step on, made as they are taken; whoever iterates knows when to stop."""
         streams = [self._rows(stream, step) for stream in self._streams]
-        while True:
-            batch = self._assembler.training_batch(pa.concat_tables([next(rows) for rows in streams]))
+        for step in itertools.count(step):
+            rows = pa.concat_tables([next(rows) for rows in streams])
+            uniform_row = self._assembler.uniform_rows(step, self._rank, self._world_size)
+            batch = self._assembler.training_batch(rows, self._layout, step, uniform_row)
             yield batch.pin_memory() if self._pinned else batch
 
     def _rows(self, stream: int, step: int) -> Iterator[pa.Table]:
@@ -88,11 +91,7 @@ class TrainingReader:
                 pending = pending.slice(take)
 
     def _shuffled(self, piece: Piece) -> pa.Table:
-        rng = piece.rng()
-        table = self.files.read(piece.row_group).take(piece.start + rng.permutation(len(piece)))
-        for name in self._dropped:
-            table = table.append_column(DROPPED + name, pa.array(rng.random(len(piece)) < self._id_dropout))
-        return table
+        return self.files.read(piece.row_group).take(piece.start + piece.rng().permutation(len(piece)))
 
 
 class HeldOutReader:

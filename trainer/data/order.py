@@ -27,7 +27,7 @@ class Piece:
     stop: int
     """One past the last row within the row group."""
     rng_key: tuple[int, ...]
-    """Key of the random numbers that belong to these rows: their shuffle, then whatever is drawn for each."""
+    """Key of the random numbers that shuffle these rows."""
 
     def __len__(self) -> int:
         return self.stop - self.start

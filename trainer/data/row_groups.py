@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.contract import Column, Lists, Values, event_columns, is_list
+from trainer.data.contract import Column, Lists, Values, event_columns, is_list, sequence_columns
 from trainer.data.footers import check_footers
 from trainer.data.schema import Schema
 from trainer.errors import UserError
@@ -157,14 +157,37 @@ def open_events(data_dir: str | Path, schema: Schema, split: str, columns: Colle
     Raises:
         UserError: see RowGroups and check_footers; or there are not as many rows as the schema says.
     """
-    check_footers(Path(data_dir), schema, f"events/{split}")
-    folder, contract = Path(data_dir) / "events" / split, event_columns(schema, split)
-    rows = RowGroups(folder, {name: contract[name] for name in (contract if columns is None else columns)})
+    rows = _open_folder(data_dir, schema, f"events/{split}", event_columns(schema, split), columns)
     if rows.num_rows != schema.num_events[split] or not rows.num_rows:
         alone = " (it was prepared with data.layouts=[sequence])" if schema.num_sequences and not rows.num_rows else ""
-        expected = f"the {schema.num_events[split]} rows of schema.json in {folder}, not {rows.num_rows}{alone}"
+        expected = f"the {schema.num_events[split]} rows of schema.json in events/{split}, not {rows.num_rows}{alone}"
         raise UserError("data.dir", data_dir, expected, _REMEDY)
     return rows
+
+
+def open_sequences(data_dir: str | Path, schema: Schema, columns: Collection[str] | None = None) -> RowGroups:
+    """The training events as sequences; arguments as of `open_events`.
+
+    Raises:
+        UserError: see RowGroups and check_footers; or there are not as many rows as the schema says.
+    """
+    if not schema.num_sequences:
+        raise UserError("data.layout", "sequence", f"event, for {data_dir} has no sequences",
+                        "prepare it with data.layouts=[sequence], or [event,sequence]")  # fmt: skip
+    rows = _open_folder(data_dir, schema, "sequences", sequence_columns(schema), columns)
+    if rows.num_rows != schema.num_sequences:
+        expected = f"the {schema.num_sequences} rows of schema.json in sequences, not {rows.num_rows}"
+        raise UserError("data.dir", data_dir, expected, _REMEDY)
+    return rows
+
+
+def _open_folder(
+    data_dir: str | Path, schema: Schema, folder: str, contract: dict[str, Column], columns: Collection[str] | None
+) -> RowGroups:
+    check_footers(Path(data_dir), schema, folder)
+    return RowGroups(
+        Path(data_dir) / folder, {name: contract[name] for name in (contract if columns is None else columns)}
+    )
 
 
 def _open(path: Path) -> pq.ParquetFile:

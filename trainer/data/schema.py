@@ -30,7 +30,10 @@ TRAIN_COUNT = "train_count"  # catalogue: training events of the item, int64
 ITEM_ROW = "item_row"  # events: catalogue row of the positive, int32
 RAW_USER_ID = "raw_user_id"  # validation and test events: the user's own user id, int64 or string
 SEEN = "seen"  # validation and test events: catalogue rows of all earlier events of the user, list<int32>
-RESERVED_COLUMNS = (RAW_ITEM_ID, TRAIN_COUNT, ITEM_ROW, RAW_USER_ID, SEEN)
+TIMESTAMP = "timestamp"  # events: int64 seconds since 1970; sequences: a list of them
+HISTORY_AGE = "history_age"  # events: seconds from each event of the history to the row's own, list<int64>
+WEIGHT = "weight"  # train events: of the row in the loss, float32; sequences: a list of them
+RESERVED_COLUMNS = (RAW_ITEM_ID, TRAIN_COUNT, ITEM_ROW, RAW_USER_ID, SEEN, TIMESTAMP, HISTORY_AGE, WEIGHT)
 
 SCHEMA_VERSION = 2
 DECLARATION = "features.json"
@@ -61,6 +64,8 @@ class Feature:
     """Whether a value's row is its hash, 1 + md5(value) modulo num_embeddings - 1, so that there is no vocabulary."""
     multi_valued: bool = False
     """Whether a categorical holds a list of values a row; they are averaged."""
+    weighted: bool = False
+    """Whether each value of a list has a weight, in a column of its own; they are summed up rather than averaged."""
     length: int = 0
     """Most values that a row of a history, or of a categorical that is multi_valued, may have."""
     per_event: bool = False
@@ -80,6 +85,11 @@ class Feature:
     def is_sparse(self) -> bool:
         """Whether the feature is looked up in an embedding table."""
         return self.kind in ("id", "categorical", "history")
+
+    @property
+    def weight_column(self) -> str:
+        """Name of the column with the weights of its values, where it is weighted."""
+        return f"{self.name}_weight"
 
     def check(self) -> None:
         """Raises a ValueError for what the feature alone shows to be wrong."""
@@ -148,6 +158,10 @@ class Schema:
     footers: dict[str, int] = field(default_factory=dict)
     """CRC-32 of the Parquet footer of every part of events and sequences, by its path in the folder: so that a part
     that is missing, damaged where it says what is in it, or another run's, is noticed before it is read."""
+    timestamps: bool = False
+    """Whether events have times: `timestamp`, and `history_age` beside a history."""
+    sample_weights: bool = False
+    """Whether training events have weights."""
     extends: tuple[str, ...] = ()
     """Fingerprints of the folders whose vocabularies this one continues, the oldest first."""
     version: int = SCHEMA_VERSION

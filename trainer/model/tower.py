@@ -1,4 +1,4 @@
-"""One tower: features already looked up, concatenated with the dense ones, through an MLP, to length 1."""
+"""One tower: features already looked up, combined with the dense ones, through cross layers and an MLP, to length 1."""
 
 from collections.abc import Mapping, Sequence
 
@@ -42,13 +42,14 @@ class Tower(nn.Module):
     Args:
         side: query or candidate, for messages.
         features: its inputs; looked-up ones come first in the concatenation, then dense ones, each in this order.
-        dims: width of each embedding table, by table name.
-        config: features and hidden layers.
+        dims: width of what is looked up for each feature, by name.
+        config: features and layers.
         embedding_dim: D.
         normalize: whether the result has length 1.
 
     Raises:
-        UserError: the tower has no features, or no layer and inputs whose width is not D.
+        UserError: the tower has no features; inputs of a sum, or without a layer that follows, whose width is not D; or
+            residual layers of different widths.
     """
 
     def __init__(
@@ -59,29 +60,74 @@ class Tower(nn.Module):
         dense = [feature for feature in features if not feature.is_sparse]
         self.sparse_names = [feature.name for feature in features if feature.is_sparse]
         self.normalize = normalize
-        width = sum(dims[feature.table] for feature in features if feature.is_sparse) + sum(f.dim for f in dense)
-        if width == 0:
+        if not features:
             raise UserError(
                 f"model.{side}.features", config.features, "at least one feature", "name one or set it to null"
             )
+        self.standardize = Standardize(dense)
+        self.dense_term: nn.Linear | None = None
+        num_dense = sum(feature.dim for feature in dense)
+        width = sum(dims[name] for name in self.sparse_names) + num_dense
+        self.is_sum = config.combine == "sum"
+        if self.is_sum:
+            _check_sum(side, {name: dims[name] for name in self.sparse_names}, embedding_dim)
+            self.dense_term = nn.Linear(num_dense, embedding_dim) if num_dense else None
+            width = embedding_dim
         if config.hidden is None and width != embedding_dim:
             raise UserError(
                 f"model.{side}.hidden", None, f"inputs of width {embedding_dim} where no layer follows, not {width}",
                 f"set model.{side}.hidden=[] for a linear layer, or choose other features",
             )  # fmt: skip
-        self.standardize = Standardize(dense)
-        self.mlp = nn.Sequential() if config.hidden is None else _mlp(width, config.hidden, embedding_dim)
+        self.cross = nn.ModuleList(nn.Linear(width, width) for _ in range(config.cross_layers))
+        self.mlp = nn.Sequential() if config.hidden is None else _mlp(side, width, config, embedding_dim)
 
     def forward(self, embedded: Mapping[str, Tensor], dense_BC: Tensor) -> Tensor:
-        """Looked-up features by name, each [B, its table's width], and dense ones -> [B, D]."""
+        """Looked-up features by name, each [B, ..., its width], and dense ones -> [B, ..., D]."""
         inputs = [embedded[name] for name in self.sparse_names]
-        embedding_BD = self.mlp(torch.cat([*inputs, self.standardize(dense_BC)], dim=1))
-        return F.normalize(embedding_BD, dim=1) if self.normalize else embedding_BD
+        if dense_BC.shape[1]:
+            dense_BC = self.standardize(dense_BC)
+            inputs.append(self.dense_term(dense_BC) if self.dense_term else dense_BC)
+        first = _of_one_shape(inputs)
+        combined = sum(first[1:], first[0]) if self.is_sum else torch.cat(first, dim=-1)
+        crossed = combined
+        for layer in self.cross:
+            # Wang et al. 2021, "DCN V2", equation 1
+            crossed = combined * layer(crossed) + crossed
+        embedding = self.mlp(crossed)
+        return F.normalize(embedding, dim=-1) if self.normalize else embedding
 
 
-def _mlp(width: int, hidden: Sequence[int], embedding_dim: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for out in hidden:
-        layers += [nn.Linear(width, out), nn.ReLU()]
+class _Residual(nn.Sequential):
+    """Layers whose input is added to their output."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
+
+
+def _mlp(side: str, width: int, config: TowerConfig, embedding_dim: int) -> nn.Sequential:
+    hidden = config.hidden or []
+    if config.residual and len(set(hidden)) > 1:
+        raise UserError(f"model.{side}.hidden", hidden, "equal widths where residual=true",
+                        f"set model.{side}.residual=false, or one width")  # fmt: skip
+    blocks: list[nn.Module] = []
+    for number, out in enumerate(hidden):
+        norm = [nn.LayerNorm(out)] if config.layer_norm else []
+        layers = [nn.Linear(width, out), *norm, nn.ReLU(), *([nn.Dropout(config.dropout)] if config.dropout else [])]
+        blocks += [_Residual(*layers)] if config.residual and number else layers
         width = out
-    return nn.Sequential(*layers, nn.Linear(width, embedding_dim))
+    return nn.Sequential(*blocks, nn.Linear(width, embedding_dim))
+
+
+def _check_sum(side: str, dims: Mapping[str, int], embedding_dim: int) -> None:
+    other = {name: dim for name, dim in dims.items() if dim != embedding_dim}
+    if other:
+        raise UserError(f"model.{side}.combine", f"sum of widths {other}", f"inputs of embedding_dim={embedding_dim}",
+                        f"set model.categorical_dim={embedding_dim}, or combine=concatenate")  # fmt: skip
+
+
+def _of_one_shape(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What there is once a query, beside what there is for each of its interests."""
+    shape = max((value.shape[:-1] for value in inputs), key=len)
+    return [
+        value if value.dim() > len(shape) else value[:, None].expand(*shape, value.shape[-1]) for value in inputs
+    ]

@@ -1,51 +1,125 @@
 """The model: one collection of embedding tables under two towers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, TrainConfig
 from trainer.data.batch import RetrievalBatch
-from trainer.data.schema import Feature
+from trainer.data.schema import Feature, Schema
 from trainer.errors import UserError
+from trainer.model.history import AttentionPooling, CausalTransformer
+from trainer.model.temperature import Temperature
 from trainer.model.tower import Tower
 
-# B rows, D embedding dim
+# R rows, Q queries, U items, K interests, D embedding dim
 
 
 class TwoTower(nn.Module):
-    """Query and candidate embeddings whose dot product is the score.
+    """Query and item embeddings whose dot product is the score.
 
-    The tables come into being on the meta device, without memory: whoever shards them gives each rank its rows. Every
-    table averages what a row looks up in it, which leaves a single id as it is; so the item table serves both the
-    candidate's id and the mean of the query's history in one call.
+    The tables come into being on the meta device, without memory: whoever shards them gives each rank its rows. What a
+    list looks up is averaged, or summed by its weights, where it lies; so the item table serves both the candidate's id
+    and the mean of the query's history in one call. An encoder that sees a history event by event is given the
+    embeddings of the batch's items instead, and nothing more is looked up for it.
 
     Args:
         features: inputs of both towers.
         config: widths, layers, normalisation.
+        max_events: the most events that a query has seen in training; positions beyond are not trained.
+        has_times: whether the time between events is known.
+
+    Raises:
+        UserError: see Tower; no feature is looked up, table_dims names a table that none has, or an encoder has no
+            history to encode or a longer one than max_events.
     """
 
-    def __init__(self, features: Sequence[Feature], config: ModelConfig) -> None:
+    def __init__(
+        self, features: Sequence[Feature], config: ModelConfig, max_events: int = 0, has_times: bool = False
+    ) -> None:
         super().__init__()
-        tables = _tables(features, config)
-        dims = {table.name: table.embedding_dim for table in tables}
+        self.history_name, encoder = _encoder(features, config, max_events, has_times)
+        looked_up = [f for f in features if f.is_sparse and f.name != self.history_name]
+        tables = _tables(looked_up, config)
+        widths = {feature: table.embedding_dim for table in tables for feature in table.feature_names}
+        if self.history_name is not None:
+            widths[self.history_name] = config.embedding_dim
         self.id_tables = frozenset(f.table for f in features if f.kind in ("id", "history"))
-        self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device("meta"))
+        self.embeddings = EmbeddingBagCollection(
+            tables=tables, device=torch.device("meta"), is_weighted=any(feature.weighted for feature in looked_up)
+        )
         self.query_tower, self.candidate_tower = (
-            Tower(side, [feature for feature in features if feature.side == side], dims, tower,
+            Tower(side, [feature for feature in features if feature.side == side], widths, tower,
                   config.embedding_dim, config.normalize)
             for side, tower in (("query", config.query), ("candidate", config.candidate))
         )  # fmt: skip
+        self.encoder = encoder
+        self._of_event = frozenset(feature.name for feature in features if feature.per_event)
+        self.temperature = Temperature(config.loss.temperature, config.loss.learn_temperature)
 
     def forward(self, batch: RetrievalBatch) -> tuple[Tensor | None, Tensor | None]:
-        """Query and candidate embeddings, each float32 [B, D], or None where the batch has none of that side."""
+        """Embeddings of queries, float32 [Q, D] or [Q, K, D], and of items, [U, D]; None where there are none."""
         embedded = self.embeddings(batch.sparse_features).to_dict()
-        query_BD = None if batch.query_dense is None else self.query_tower(embedded, batch.query_dense)
-        candidate_BD = None if batch.candidate_dense is None else self.candidate_tower(embedded, batch.candidate_dense)
-        return query_BD, candidate_BD
+        item_UD = None
+        if batch.item_dense is not None:
+            of_items = {name: embedded[name][: len(batch.item_row)] for name in self.candidate_tower.sparse_names}
+            item_UD = self.candidate_tower(of_items, batch.item_dense)
+        query_QD = None if batch.query_dense is None else self._query(embedded, batch, item_UD)
+        return query_QD, item_UD
+
+    def _query(self, embedded: Mapping[str, Tensor], batch: RetrievalBatch, item_UD: Tensor | None) -> Tensor:
+        assert batch.query_dense is not None
+        inputs = {}
+        for name in self.query_tower.sparse_names:
+            if name == self.history_name:
+                inputs[name] = self._encode(batch, item_UD)
+            elif batch.query_row is None or name in self._of_event:
+                inputs[name] = embedded[name][: len(batch.query_dense)]
+            else:
+                inputs[name] = embedded[name][batch.query_row]
+        return self.query_tower(inputs, batch.query_dense)
+
+    def _encode(self, batch: RetrievalBatch, item_UD: Tensor | None) -> Tensor:
+        assert self.encoder is not None and batch.history is not None and batch.query_dense is not None
+        if item_UD is None:  # nobody here has a history
+            item_UD = batch.query_dense.new_zeros(1, self.encoder.dim)
+        return self.encoder(item_UD, batch.history, batch.query_row)
+
+
+def make_model(schema: Schema, features: Sequence[Feature], config: TrainConfig) -> TwoTower:
+    """The model of a run, untrained.
+
+    Args:
+        schema: of the prepared folder.
+        features: chosen from it.
+        config: of the run.
+    """
+    most = max((feature.length for feature in features if feature.kind == "history"), default=0)
+    max_events = schema.sequence_length - 1 if config.data.layout == "sequence" else most
+    return TwoTower(features, config.model, max_events, schema.timestamps)
+
+
+def _encoder(
+    features: Sequence[Feature], config: ModelConfig, max_events: int, has_times: bool
+) -> tuple[str | None, AttentionPooling | CausalTransformer | None]:
+    """What sees a history event by event, and the history's name."""
+    if config.history.encoder == "mean":
+        return None, None
+    history = next((feature for feature in features if feature.kind == "history"), None)
+    if history is None:
+        names = [feature.name for feature in features if feature.side == "query"]
+        raise UserError("model.history.encoder", config.history.encoder, f"a history among the query's {names}",
+                        "name it in model.query.features, or prepare the data with one")  # fmt: skip
+    if history.length > max_events:
+        raise UserError("model.history.encoder", config.history.encoder,
+                        f"training rows with the {history.length} events of a history, not {max_events}: those "
+                        "beyond would have positions that nothing trains",
+                        f"prepare with data.sequence_length={history.length + 1}, or a shorter history")  # fmt: skip
+    kind = AttentionPooling if config.history.encoder == "attention" else CausalTransformer
+    return history.name, kind(config.embedding_dim, config.history, max_events, has_times)
 
 
 def _tables(features: Sequence[Feature], config: ModelConfig) -> list[EmbeddingBagConfig]:
@@ -56,11 +130,10 @@ def _tables(features: Sequence[Feature], config: ModelConfig) -> list[EmbeddingB
     """
     by_table: dict[str, list[Feature]] = {}
     for feature in features:
-        if feature.is_sparse:
-            by_table.setdefault(feature.table, []).append(feature)
+        by_table.setdefault(feature.table, []).append(feature)
     if not by_table:
-        names = [feature.name for feature in features]
-        raise UserError("model.query.features", names, "an id or a categorical in either tower", "add one")
+        raise UserError("model.query.features", "nothing that is looked up", "an id or a categorical in either tower",
+                        "add one")  # fmt: skip
     for table, sharing in by_table.items():
         sizes = {feature.name: feature.num_embeddings for feature in sharing}
         if len(set(sizes.values())) > 1:
@@ -69,13 +142,15 @@ def _tables(features: Sequence[Feature], config: ModelConfig) -> list[EmbeddingB
     for table in config.table_dims:
         if table not in by_table:
             raise UserError("model.table_dims", table, f"one of the tables {list(by_table)}", "correct or remove it")
+    # weights, where any list has them, are those of a mean for the others; see data/assembly.py
+    pooling = PoolingType.SUM if any(feature.weighted for feature in features) else PoolingType.MEAN
     return [
         EmbeddingBagConfig(
             name=table,
             num_embeddings=sharing[0].num_embeddings,
             embedding_dim=config.table_dims.get(table, _default_dim(sharing, config)),
             feature_names=[feature.name for feature in sharing],
-            pooling=PoolingType.MEAN,
+            pooling=pooling,
             # runtime/initialization.py fills the rows, so that they do not depend on how they are sharded
             init_fn=lambda weight: weight,
         )

@@ -27,5 +27,5 @@ def embed_items(
         here = np.arange(start, max(start, min(start + batch_size_per_rank, rows.stop)))
         filled = np.zeros(batch_size_per_rank, np.int64)
         filled[: len(here)] = here
-        _, candidate_BD = model(assembler.candidate_batch(filled).to(device))
-        yield candidate_BD[: len(here)]
+        _, item_UD = model(assembler.candidate_batch(filled).to(device))
+        yield item_UD[: len(here)]

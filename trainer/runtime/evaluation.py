@@ -11,6 +11,7 @@ from trainer.data.catalog import Catalog
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.model.metrics import ranking_metrics
 from trainer.runtime.embedding import embed_items
+from trainer.runtime.lockstep import in_lockstep
 from trainer.runtime.processes import Processes
 from trainer.runtime.ranking import CatalogRanker
 
@@ -21,7 +22,7 @@ class Evaluation:
     """Ranks every held-out target among all items; each process scores its stretch of the catalogue.
 
     Args:
-        query_embedding: from a batch to its queries' embeddings [B, D].
+        query_embedding: from a batch to its queries' embeddings [B, D], or [B, K, D] of several interests.
         item_MD: embeddings of this process's stretch.
         first_row: catalogue row at which the stretch begins.
     """
@@ -56,7 +57,7 @@ def evaluate_model(
     rows = share_of_rank(len(catalog), processes.rank, processes.world_size)
     steps = steps_of_all(len(catalog), batch_size_per_rank, processes.world_size)
     item_MD = torch.cat([*embed_items(model, assembler, rows, steps, batch_size_per_rank, processes.device)])
-    return Evaluation(lambda batch: model(batch.batch)[0], item_MD, rows.start)
+    return Evaluation(lambda batch: model(in_lockstep(batch.batch))[0], item_MD, rows.start)
 
 
 def evaluate_popularity(catalog: Catalog, processes: Processes) -> Evaluation:

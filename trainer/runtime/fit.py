@@ -2,21 +2,22 @@
 
 import json
 from contextlib import closing
+from functools import partial
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torchrec.distributed import DistributedModelParallel
 
-from trainer.checks import check_batch_size
-from trainer.config import TrainConfig
+from trainer.checks import check_batch_size, check_negatives
+from trainer.config import RunConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import HeldOutReader, TrainingReader
 from trainer.data.order import TrainingOrder
-from trainer.data.row_groups import open_events
+from trainer.data.row_groups import open_events, open_sequences
 from trainer.data.schema import read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
-from trainer.model.two_tower import TwoTower
+from trainer.model.two_tower import TwoTower, make_model
 from trainer.runtime import checkpoint, run_directory
 from trainer.runtime.callbacks import EndOnSigterm, KeepBestAndLast, StepProgressBar, StopEarly, Throughput
 from trainer.runtime.gather import check_same_on_all_ranks, gather_objects
@@ -54,8 +55,6 @@ def fit(config: TrainConfig) -> dict[str, float]:
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
         return sharded
 
-    # A validation falls on a whole step, so with the last of them the run goes some steps into another epoch.
-    validations = int(config.run.epochs / config.run.validate_every + 1e-9)
     keeper = KeepBestAndLast(config.run.dir, config.run.monitor)
     csv = CSVLogger(config.run.dir, name="logs")
     trainer = pl.Trainer(
@@ -64,7 +63,8 @@ def fit(config: TrainConfig) -> dict[str, float]:
         num_nodes=processes.num_nodes,
         strategy=ShardedStrategy(processes, shard_model),
         max_epochs=-1,
-        max_steps=max(order.steps(config.run.epochs), validations * order.steps(config.run.validate_every)),
+        max_steps=steps_of_run(config.run, order),
+        gradient_clip_val=config.optimizer.dense_gradient_clip,
         val_check_interval=order.steps(config.run.validate_every),
         check_val_every_n_epoch=None,  # counts steps over epochs: to Lightning the run is one long epoch
         num_sanity_val_steps=0,
@@ -91,22 +91,31 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     schema = read_schema(data_dir)
     features = schema.select(config.model.query.features, config.model.candidate.features)
     catalog = Catalog(data_dir, schema)
-    assembler = BatchAssembler(schema, features, catalog)
-    files = open_events(data_dir, schema, "train", assembler.event_columns)
+    check_negatives(config.model.loss, len(catalog))
+    assembler = BatchAssembler(schema, features, catalog, config.model, config.run.seed)
+    opened = open_sequences if config.data.layout == "sequence" else partial(open_events, split="train")
+    files = opened(data_dir, schema, columns=assembler.columns(config.data.layout))
     order = TrainingOrder(files.sizes, config.data.global_batch_size, config.data.streams, config.run.seed)
     on_gpu = processes.device.type == "cuda"
-    reader = TrainingReader(files, assembler, order, config.model.id_dropout, rank, world_size, pinned=on_gpu)
+    reader = TrainingReader(files, config.data.layout, assembler, order, rank, world_size, pinned=on_gpu)
     reader.check_memory(config.data.memory_gb)
     held_out, at_once = open_events(data_dir, schema, "validation"), config.run.validation_batch_size_per_rank
     share = share_of_rank(held_out.num_rows, rank, world_size)
     steps = steps_of_all(held_out.num_rows, at_once, world_size)
     validation = HeldOutReader(held_out, assembler, at_once, share, steps)
     pl.seed_everything(config.run.seed, verbose=False)
-    model = TwoTower(features, config.model)
+    model = make_model(schema, features, config)
     check_table_names(config.sharding, model)
     if processes.is_first:
         run_directory.claim(config, schema, order)
-    return RetrievalModule(model, config, assembler, catalog, reader, processes), validation
+    num_steps = steps_of_run(config.run, order)
+    return RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps), validation
+
+
+def steps_of_run(config: RunConfig, order: TrainingOrder) -> int:
+    """Steps of all epochs; a validation falls on a whole step, so with the last the run goes some steps further."""
+    validations = int(config.epochs / config.validate_every + 1e-9)
+    return max(order.steps(config.epochs), validations * order.steps(config.validate_every))
 
 
 def _report(config: TrainConfig, trainer: pl.Trainer) -> dict[str, float]:

@@ -9,7 +9,7 @@ from trainer.config import CheckpointConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.schema import Schema, read_schema
-from trainer.model.two_tower import TwoTower
+from trainer.model.two_tower import make_model
 from trainer.runtime import checkpoint, run_directory
 from trainer.runtime.processes import Processes
 from trainer.runtime.sharding import shard
@@ -40,7 +40,8 @@ def open_run(config: CheckpointConfig) -> SavedRun:
     catalog = Catalog(data_dir, schema)
     features = schema.select(trained.model.query.features, trained.model.candidate.features)
     found = checkpoint.find(config.dir, config.checkpoint)
-    return SavedRun(trained, schema, data_dir, found, catalog, BatchAssembler(schema, features, catalog))
+    assembler = BatchAssembler(schema, features, catalog, trained.model)
+    return SavedRun(trained, schema, data_dir, found, catalog, assembler)
 
 
 def load_model(run: SavedRun, batch_size_per_rank: int, processes: Processes) -> DistributedModelParallel:
@@ -51,7 +52,7 @@ def load_model(run: SavedRun, batch_size_per_rank: int, processes: Processes) ->
         batch_size_per_rank: rows a rank will embed at a time.
         processes: this process's place; the group is up.
     """
-    model = TwoTower(run.assembler.features, run.config.model)
+    model = make_model(run.schema, run.assembler.features, run.config)
     trained = run.config
     sharded = shard(model, trained.sharding, trained.optimizer, batch_size_per_rank, trained.run.seed, processes)
     checkpoint.load(sharded, run.checkpoint)

@@ -1,23 +1,26 @@
 """One training step, and validation: what Lightning calls."""
 
+import zlib
+from typing import Any, cast
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchrec.distributed import DistributedModelParallel
 
 from trainer.config import TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
-from trainer.model.loss import in_batch_softmax
 from trainer.model.two_tower import TwoTower
 from trainer.runtime.evaluation import Evaluation, evaluate_model
-from trainer.runtime.gather import gather, gather_with_gradient
+from trainer.runtime.gather import gather
+from trainer.runtime.lockstep import sizes_of_all
+from trainer.runtime.optimizers import dense_optimizer, schedule, set_table_learning_rate
 from trainer.runtime.processes import Processes
-
-# B queries on this rank, N candidates over all ranks, D embedding dim
-
+from trainer.runtime.training_loss import TrainingLoss
 
 class RetrievalModule(pl.LightningModule):
     """A two-tower model in training.
@@ -29,44 +32,57 @@ class RetrievalModule(pl.LightningModule):
         catalog: the items, for validation.
         reader: of training rows; told at every start where to begin.
         processes: this process's place.
+        num_steps: of the whole run, for the schedule.
     """
 
     def __init__(
         self, model: TwoTower, config: TrainConfig, assembler: BatchAssembler, catalog: Catalog,
-        reader: TrainingReader, processes: Processes,
+        reader: TrainingReader, processes: Processes, num_steps: int,
     ) -> None:  # fmt: skip
         super().__init__()
         self.model: nn.Module = model
+        self.loss = TrainingLoss(config.model.loss, len(catalog), processes.rank)
         self.reader = reader
         self._config, self._assembler, self._catalog = config, assembler, catalog
-        self._processes = processes
+        self._processes, self._num_steps = processes, num_steps
         self._evaluation: Evaluation | None = None
         self._monitored_k = int(config.run.monitor.rpartition("@")[2])
 
     def training_step(self, batch: RetrievalBatch) -> Tensor:
         """Scores this rank's queries against the candidates of all ranks."""
-        query_BD, candidate_BD = self.model(batch)
-        candidate_ND = gather_with_gradient(candidate_BD)
-        positive_B = torch.arange(len(query_BD), device=query_BD.device) + self._processes.rank * len(query_BD)
-        model = self._config.model
-        log_q_B = batch.candidate_log_q if model.log_q_correction else torch.zeros_like(batch.candidate_log_q)
-        loss = in_batch_softmax(
-            query_BD, candidate_ND, positive_B, gather(batch.candidate_row), gather(log_q_B),
-            model.temperature, model.remove_accidental_hits,
-        )  # fmt: skip
-        if (self.global_step + 1) % self._config.run.log_every == 0:  # when Lightning writes to the logs
+        # what is dropped at a step is the same however often the run was interrupted before
+        torch.manual_seed(zlib.crc32(f"{self._config.run.seed}/{batch.step}/{self._processes.rank}".encode()))
+        sizes = sizes_of_all(batch)
+        query_QD, item_UD = self.model(batch.with_slots(sizes.slots))
+        temperature = cast(DistributedModelParallel, self.model).module.temperature()
+        loss = self.loss(query_QD / temperature, item_UD, batch, sizes)
+        if (batch.step + 1) % self._config.run.log_every == 0:  # when Lightning writes to the logs
             self.log("train/loss", gather(loss.detach()[None]).mean(), prog_bar=True)
+            self.log("train/temperature", float(temperature))
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam with linear warm-up for the dense layers; tables are updated by their own kernels."""
-        dense = [parameter for name, parameter in self.model.named_parameters() if "embeddings." not in name]
-        if not dense:
+        """AdamW for the dense layers; tables are updated by their own kernels."""
+        dense = dense_optimizer(self.model, self._config.optimizer, self._num_steps)
+        if dense is None:
             return None
-        optimizer = torch.optim.Adam(dense, self._config.optimizer.dense_learning_rate)
-        warmup = max(1, self._config.optimizer.warmup_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer, scheduler = dense
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: RetrievalBatch, batch_idx: int) -> None:
+        """Sets the tables' learning rate, where it changes."""
+        config = self._config.optimizer
+        if config.schedule != "constant":
+            rate = config.embedding_learning_rate * schedule(config, self._num_steps)(batch.step)
+            set_table_learning_rate(cast(DistributedModelParallel, self.model), rate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the loss has estimated, which every rank holds alike."""
+        checkpoint["loss"] = self.loss.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it up again."""
+        self.loss.load_state_dict(checkpoint["loss"])
 
     def train_dataloader(self) -> TrainingReader:
         """The reader, beginning where the newest checkpoint ended."""

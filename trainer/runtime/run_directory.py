@@ -26,6 +26,7 @@ _OURS = (CONFIG, SCHEMA, ORDER, SHARDING, "logs", "checkpoints")
 # Fields that may differ between the first command and one that resumes the run.
 _FREE = ("run.", "sharding.", "data.dir", "data.memory_gb")
 _BOUND = ("run.seed", "run.monitor")
+_BOUND_BY_SCHEDULE = ("run.epochs", "run.validate_every")  # which say when it ends
 
 
 def claim(config: TrainConfig, schema: Schema, order: TrainingOrder) -> None:
@@ -52,10 +53,11 @@ def claim(config: TrainConfig, schema: Schema, order: TrainingOrder) -> None:
             "mean other rows", "take back the files as they were, or train on these in a run.dir of its own",
         )  # fmt: skip
     before, now = _flat(asdict(read_config(folder))), _flat(asdict(config))
+    bound = _BOUND if config.optimizer.schedule == "constant" else (*_BOUND, *_BOUND_BY_SCHEDULE)
     changed = [
         f"{name}={before.get(name)} (now {now.get(name)})"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and (name in _BOUND or not name.startswith(_FREE))
+        if before.get(name) != now.get(name) and (name in bound or not name.startswith(_FREE))
     ]
     if changed:
         raise UserError(

@@ -62,8 +62,9 @@ def shard(
     apply_optimizer_in_backward(kind, model.embeddings.parameters(), options)
     sharders = [cast(ModuleSharder[nn.Module], _BagSharder())]
     plan = _plan(model, sharding, sharders, batch_size_per_rank, processes)
-    for tower in (model.query_tower, model.candidate_tower):
-        tower.to(processes.device)  # DistributedModelParallel does so only where there are dense parameters
+    for name, dense in model.named_children():
+        if name != "embeddings":
+            dense.to(processes.device)  # DistributedModelParallel does so only where there are dense parameters
     sharded = DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -107,11 +108,12 @@ def sharded_rows(model: DistributedModelParallel) -> dict[str, tuple[int, int]]:
 
 
 def _fused_optimizer(config: OptimizerConfig) -> tuple[type[torch.optim.Optimizer], dict[str, float]]:
+    options = {"lr": config.embedding_learning_rate, "weight_decay": config.embedding_weight_decay}
     match config.embedding:
         case "rowwise_adagrad":
-            return RowWiseAdagrad, {"lr": config.embedding_learning_rate, "eps": 1e-8}
+            return RowWiseAdagrad, options | {"eps": 1e-8}
         case _:
-            return torch.optim.SGD, {"lr": config.embedding_learning_rate}
+            return torch.optim.SGD, options
 
 
 def _plan(

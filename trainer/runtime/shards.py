@@ -28,6 +28,7 @@ from trainer.data.row_groups import open_events
 from trainer.data.schema import ITEM_ROW, RAW_USER_ID
 from trainer.data.shares import steps_of_all
 from trainer.runtime.embedding import embed_items
+from trainer.runtime.lockstep import in_lockstep
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
 
@@ -85,7 +86,7 @@ class QueryShards:
     def embeddings(self, model: nn.Module, rows: range, steps: int, device: torch.device) -> Iterator[Tensor]:
         """Through the query tower."""
         for batch in HeldOutReader(self._files, self._run.assembler, self._batch_size, rows, steps):
-            query_BD, _ = model(batch.batch.to(device))
+            query_BD, _ = model(in_lockstep(batch.batch.to(device)))
             yield query_BD[: int((batch.row >= 0).sum())]
 
 

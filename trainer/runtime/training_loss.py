@@ -1,0 +1,99 @@
+"""The loss of one step over all ranks: gathers what its pure part in model/loss.py is a function of."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import LossConfig
+from trainer.data.batch import RetrievalBatch
+from trainer.model.exclusions import excluded_columns, find_in_blocks, with_other_rows_of_the_user
+from trainer.model.frequencies import StreamingFrequencies
+from trainer.model.loss import Candidates, Exclusions, Queries, Workspace, sampled_softmax
+from trainer.runtime.candidates import GlobalCandidates, gather_candidates, gather_ragged
+from trainer.runtime.lockstep import Sizes
+
+# R rows on this rank, Q queries, C candidates; N candidates over all W ranks, D embedding dim, K interests
+
+
+class TrainingLoss(nn.Module):
+    """Softmax of this rank's queries over the candidates of all ranks.
+
+    Args:
+        config: of the loss.
+        num_items: in the catalogue.
+        rank: of this process.
+    """
+
+    def __init__(self, config: LossConfig, num_items: int, rank: int) -> None:
+        super().__init__()
+        self._config, self._num_items, self._rank = config, num_items, rank
+        self._workspace = Workspace()
+        self.frequencies = (
+            StreamingFrequencies(num_items, config.streaming_buckets, config.streaming_rate)
+            if config.log_q == "streaming"
+            else None
+        )
+
+    def forward(self, query_QD: Tensor, item_UD: Tensor, batch: RetrievalBatch, sizes: Sizes) -> Tensor:
+        """Weighted sum whose mean over ranks is the mean over all queries.
+
+        Args:
+            query_QD: float32 [Q, D], or [Q, K, D] of several interests, of which the one nearest the positive is
+                trained; divided by the temperature.
+            item_UD: of this rank's items.
+            batch: they are of.
+            sizes: of all ranks' batches.
+        """
+        candidates = gather_candidates(item_UD[: batch.num_candidates], batch, sizes.candidates)
+        if query_QD.dim() == 3:
+            query_QD = _nearest_interest(query_QD, item_UD[batch.positive])
+        positive_Q = batch.positive + sum(sizes.candidates[: self._rank])
+        count_N = candidates.uniform_count_N + candidates.positive_count_N * self._config.in_batch_negatives
+        own_Q = torch.ones_like(query_QD[:, 0])
+        if not self._config.remove_accidental_hits:
+            own_Q = count_N[positive_Q] + (not self._config.in_batch_negatives)
+        weight_Q = torch.ones_like(own_Q) if batch.query_weight is None else batch.query_weight
+        blocks, positive_row_Q = candidates.row_N.split(sizes.candidates), batch.item_row[batch.positive]
+        return sampled_softmax(
+            Queries(query_QD, positive_Q, own_Q, weight_Q * (len(sizes.queries) / sizes.weight)),
+            Candidates(candidates.embedding_ND, count_N, self._log_q(candidates, batch, sizes)),
+            self._workspace,
+            self._exclusions(positive_row_Q, blocks, batch, sizes),
+            find_in_blocks(positive_row_Q, blocks) if self._config.remove_accidental_hits else None,
+        )
+
+    @torch.no_grad()
+    def _log_q(self, candidates: GlobalCandidates, batch: RetrievalBatch, sizes: Sizes) -> Tensor:
+        """Log of the share that each candidate has, in expectation, of a step's draws."""
+        share_N, config = candidates.train_share_N, self._config
+        if config.log_q == "none" or not config.in_batch_negatives:  # or all draws are uniform: nothing to correct
+            return torch.zeros_like(share_N)
+        if self.frequencies is not None:
+            self.frequencies.update(candidates.row_N, candidates.positive_count_N, batch.step)
+            share_N = self.frequencies.share(candidates.row_N)
+        positives, uniform = sum(sizes.queries), config.uniform_negatives
+        return ((positives * share_N + uniform / self._num_items) / (positives + uniform)).log()
+
+    @torch.no_grad()
+    def _exclusions(
+        self, positive_row_Q: Tensor, blocks: Sequence[Tensor], batch: RetrievalBatch, sizes: Sizes
+    ) -> Exclusions | None:
+        if batch.known_row is None or batch.known_length is None:
+            return None
+        known = batch.known_row, batch.known_length
+        if batch.user is not None:
+            user_Q = batch.user if batch.query_row is None else batch.user[batch.query_row]
+            told_G2 = gather_ragged(torch.stack([user_Q, positive_row_Q], dim=1), sizes.queries)
+            known = with_other_rows_of_the_user(*known, batch.user, told_G2[:, 0].contiguous(), told_G2[:, 1])
+        return excluded_columns(*known, blocks, batch.query_row, batch.known_seen)
+
+
+@torch.no_grad()
+def _best(query_QKD: Tensor, positive_QD: Tensor) -> Tensor:
+    return torch.einsum("qkd,qd->qk", query_QKD, positive_QD).argmax(dim=1)
+
+
+def _nearest_interest(query_QKD: Tensor, positive_QD: Tensor) -> Tensor:
+    """Cen et al. 2020, "ComiRec", equation 6: the interest that would retrieve the positive learns from it."""
+    return query_QKD[torch.arange(len(query_QKD), device=query_QKD.device), _best(query_QKD, positive_QD)]
