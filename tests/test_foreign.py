@@ -224,7 +224,7 @@ def undeclared(folder: Path, number: int, name: str) -> None:
          r"events/test row group 0 column seen row 0=a list of 1: expected all that .* at least the 2 of history"),
         (lambda folder: undeclared(folder, 1, "std"), r"feature age: missing std"),
         (lambda folder: with_sequences(folder, age=[[1.0, 2.0], [3.0, 4.0]]),
-         r"sequences row group 0 column age row 0=a list of 2: expected the 3 of item_row"),
+         r"sequences/part-0.parquet row group 0 column age row 0=a list of 2: expected the 3 of item_row"),
         (lambda folder: with_sequences(folder, item_row=[[1], [1, 2]], age=[[1.0], [1.0, 2.0]]),
          r"column item_row row 0=a list of 1: expected 2 to 4 values"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.data.catalog_file import CHECKSUM, checksum
-from trainer.data.contract import Column, catalog_columns, is_list
+from trainer.data.contract import Column, catalog_columns, check_alike, is_list
 from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
 from trainer.errors import UserError
 
@@ -39,6 +39,10 @@ class Catalog:
             if not column.accepts(self._table.schema.field(name).type):
                 raise UserError(f"{path} column {name}", self._table.schema.field(name).type, column.expected, remedy)
             self._check(path, name, column, remedy)
+        unlike = check_alike(columns, self._column)
+        if unlike is not None:
+            name, (row, value, expected) = unlike
+            raise UserError(f"{path} column {name} row {row}", value, expected, remedy)
         self._num_events = schema.num_events["train"]
 
     def _check(self, path: Path, name: str, column: Column, remedy: str) -> None:
@@ -88,6 +92,11 @@ class Catalog:
         if not feature.multi_valued:
             return column.to_numpy()[rows], np.ones(len(rows), np.int64)
         return _gather_lists(column.values.to_numpy(), column.offsets.to_numpy(), rows)
+
+    def weights(self, feature: Feature, rows: np.ndarray) -> np.ndarray:
+        """float32 [.]: the weights of a weighted categorical's values, in the order in which `sparse` gives those."""
+        column = self._column(feature.weight_column)
+        return _gather_lists(column.values.to_numpy(), column.offsets.to_numpy(), rows)[0]
 
     def _column(self, name: str) -> pa.Array:
         # prepare writes one record batch, so a column is one array that lies in the file as it is

@@ -19,6 +19,9 @@ from trainer.errors import UserError
 
 Connection = duckdb.DuckDBPyConnection
 
+INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+NUMBERS = (*INTEGERS, "UBIGINT", "HUGEINT", "UHUGEINT", "FLOAT", "DOUBLE", "BOOLEAN", "DECIMAL")
+
 _CSV_COMPLAINTS = r"Expected Number|Value with|Invalid unicode|Maximum line size|Error when converting|Could not"
 
 EVENTS, ITEMS, USERS = "source_events", "source_items", "source_users"

@@ -69,8 +69,7 @@ def _complete(folder: Path, memory_limit: str) -> Schema:
             else:
                 _check_seen(folder, split, number, table, schema)
     in_sequences = np.zeros(schema.num_items, np.int64)
-    for number, table in enumerate(_read(sequences, "sequences")):
-        _check_lengths(folder, number, table, schema)
+    for table in _read(sequences, "sequences"):
         np.add.at(in_sequences, _positives(table), 1)
     if not splits["train"].num_rows:
         train_count = in_sequences
@@ -159,19 +158,6 @@ def _check_seen(folder: Path, split: str, row_group: int, table: pa.Table, schem
                 where = f"{folder / 'events' / split} row group {row_group} column {SEEN} row {row}"
                 expected = f"all that the user did before, so at least the {before[row]} of {feature.name}"
                 raise UserError(where, f"a list of {seen[row]}", expected, _REMEDY)
-
-
-def _check_lengths(folder: Path, row_group: int, table: pa.Table, schema: Schema) -> None:
-    """A sequence has one of everything for each of its events."""
-    _, offsets = list_parts(one_array(table, ITEM_ROW))
-    for feature in schema.side("query"):
-        if feature.per_event and feature.kind != "history":
-            _, others = list_parts(one_array(table, feature.name))
-            if not np.array_equal(offsets, others):
-                row = int(np.argmax(np.diff(offsets) != np.diff(others)))
-                where = f"{folder / 'sequences'} row group {row_group} column {feature.name} row {row}"
-                expected = f"the {np.diff(offsets)[row]} of {ITEM_ROW}"
-                raise UserError(where, f"a list of {np.diff(others)[row]}", expected, _REMEDY)
 
 
 def _positives(table: pa.Table) -> NDArray[np.int64]:

@@ -59,7 +59,7 @@ def event_batches(
 
 
 def _selected(encoders: list[ColumnEncoder]) -> str:
-    return "".join(f"{encoder.value} AS {encoder.input.column}, " for encoder in encoders if encoder.is_stored)
+    return "".join(f"{sql} AS {name}, " for encoder in encoders for name, sql in encoder.selected.items())
 
 
 def joined(connection: Connection, encoders: list[ColumnEncoder]) -> str:
@@ -69,8 +69,7 @@ def joined(connection: Connection, encoders: list[ColumnEncoder]) -> str:
 
 
 def _encoded(batch: pa.RecordBatch, encoders: list[ColumnEncoder]) -> dict[str, pa.Array]:
-    stored = (encoder for encoder in encoders if encoder.is_stored)
-    return {encoder.input.name: encoder.encode(batch[encoder.input.column]) for encoder in stored}
+    return {name: column for encoder in encoders for name, column in encoder.encode(batch).items()}
 
 
 def record_batch(stored: dict[str, pa.Array]) -> pa.RecordBatch:

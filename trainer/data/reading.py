@@ -11,8 +11,19 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from trainer.config import PreparedConfig
-from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source, columns, first_row, reading, shuffled
-from trainer.data.inputs import INTEGERS, Input
+from trainer.data.engine import (
+    EVENTS,
+    INTEGERS,
+    ITEMS,
+    USERS,
+    Connection,
+    Source,
+    columns,
+    first_row,
+    reading,
+    shuffled,
+)
+from trainer.data.inputs import Input
 from trainer.data.values import check_values
 from trainer.errors import UserError
 
@@ -92,8 +103,7 @@ def _read(
     types = columns(connection, view)
     select = [f"{_cast_id(view, column, types)} AS {column}" for column in ids]
     select += [column for column in others if column in types]
-    here = (feature for feature in inputs if feature.relation == view and feature.value)
-    select += [f"{feature.value} AS {feature.column}" for feature in here]
+    select += [feature.selected for feature in inputs if feature.relation == view and feature.value]
     where = view.removeprefix("source_")
     selected = ", ".join(part for part in select if part not in ("seq", "input_row"))
     with reading(source.named_by(view), lambda: source.damaged(connection, view, selected)):

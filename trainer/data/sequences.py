@@ -56,10 +56,10 @@ def _query(connection: Connection, encoders: list[ColumnEncoder], config: Prepar
     time = "timestamp," if "timestamp" in columns(connection, "events") else ""
     selected = ""
     for encoder in encoders:
-        if encoder.is_stored:
+        for name, value in encoder.selected.items():
             # Once a row is enough for what is the user's: the sort need not carry it along.
-            value = encoder.value if encoder.input.per_event else f"CASE WHEN begins THEN {encoder.value} END"
-            selected += f"{value} AS {encoder.input.column}, "
+            once = value if encoder.input.per_event else f"CASE WHEN begins THEN {value} END"
+            selected += f"{once} AS {name}, "
     return f"""
         WITH trained AS (
             SELECT user_id, min(position) AS first, max(position) AS last
@@ -101,12 +101,10 @@ def _rows(events: pa.RecordBatch, encoders: list[ColumnEncoder]) -> pa.RecordBat
     offsets = np.append(starts, len(events))
     stored = {ITEM_ROW: lists_of(offsets, events[ITEM_ROW])}
     for encoder in encoders:
-        if encoder.is_stored:
-            column, feature = events[encoder.input.column], encoder.input
-            if feature.per_event:
-                stored[feature.name] = lists_of(offsets, encoder.encode(column))
-            else:
-                stored[feature.name] = encoder.encode(column.take(pa.array(starts)))
+        if encoder.input.per_event:
+            stored |= {name: lists_of(offsets, column) for name, column in encoder.encode(events).items()}
+        else:
+            stored |= encoder.encode(events.select(list(encoder.selected)).take(pa.array(starts)))
     if "timestamp" in events.schema.names:
         stored["timestamp"] = lists_of(offsets, events["timestamp"].cast(pa.int64()))
     return record_batch(stored)

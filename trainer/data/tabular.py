@@ -3,8 +3,18 @@
 from trainer.checks import require_one_of
 from trainer.config import TabularConfig
 from trainer.data.csv_files import is_of_type, open_csv
-from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Relation, Source, first_row, first_rows, quoted
-from trainer.data.inputs import INTEGERS
+from trainer.data.engine import (
+    EVENTS,
+    INTEGERS,
+    ITEMS,
+    USERS,
+    Connection,
+    Relation,
+    Source,
+    first_row,
+    first_rows,
+    quoted,
+)
 from trainer.data.parquet_files import open_parquet
 from trainer.data.remote import serve
 from trainer.data.source_files import find_files
