@@ -9,7 +9,7 @@ from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import Connection, columns, shuffled, stream
 from trainer.data.histories import Histories
 from trainer.data.prepared_files import regroup
-from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TRAIN_COUNT
+from trainer.data.schema import HISTORY_AGE, ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TIMESTAMP, TRAIN_COUNT
 
 CATALOG_BATCH = 1 << 16
 
@@ -36,7 +36,7 @@ def event_batches(
     Training rows are in pseudo-random order, so that every row group is a random sample; the others in order of time.
     """
     event_columns = columns(connection, "events")
-    has_time = "timestamp" in event_columns
+    has_time = TIMESTAMP in event_columns
     order = shuffled(config.seed, "seq") if split == "train" else "timestamp, seq" if has_time else "seq"
     query = f"""
         SELECT item_row, start + position AS place, position, {"timestamp," if has_time else ""}
@@ -50,9 +50,12 @@ def event_batches(
         stored = {ITEM_ROW: batch["item_row"]} | _encoded(batch, encoders)
         for encoder in encoders:
             if encoder.input.kind == "history":
-                stored[encoder.input.name] = histories.before(place, position, encoder.input.config.length)
+                length = encoder.input.config.length
+                stored[encoder.input.name] = histories.before(place, position, length)
+                if has_time:
+                    stored[HISTORY_AGE] = histories.ages(place, position, length)
         if has_time:
-            stored["timestamp"] = batch["timestamp"].cast(pa.int64())
+            stored[TIMESTAMP] = batch[TIMESTAMP].cast(pa.int64())
         if split != "train":
             stored |= {RAW_USER_ID: batch["user_id"], SEEN: histories.before(place, position)}
         yield record_batch(stored)

@@ -137,7 +137,7 @@ def _check_times(connection: Connection) -> list[str]:
     """A line that tells the first and the last time.
 
     Raises:
-        UserError: the last is so late that the unit must be another.
+        UserError: the last is so late that the unit must be another, or the first before there were years.
     """
     if "timestamp" not in columns(connection, "read_events"):
         return []
@@ -145,7 +145,10 @@ def _check_times(connection: Connection) -> list[str]:
     if last >= _YEAR_2200:
         raise UserError("data.timestamp_unit", f"times up to {last:,} s after 1970", "times before the year 2200",
                         "set data.timestamp_unit to the unit of the column: ms, us or ns")  # fmt: skip
-    begin, end = (datetime(1970, 1, 1) + timedelta(seconds=seconds) for seconds in (max(first, _YEAR_1), last))
+    if first < _YEAR_1:
+        raise UserError("events.timestamp", f"times down to {first:,} s after 1970", "times from the year 1 on",
+                        "correct or remove those rows in the source")  # fmt: skip
+    begin, end = (datetime(1970, 1, 1) + timedelta(seconds=seconds) for seconds in (first, last))
     return [f"events from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"]
 
 

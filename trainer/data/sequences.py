@@ -12,7 +12,7 @@ from trainer.data.engine import Connection, columns, first_row, shuffled, stream
 from trainer.data.lists import lists_of
 from trainer.data.prepared_files import regroup
 from trainer.data.prepared_rows import joined, record_batch
-from trainer.data.schema import ITEM_ROW
+from trainer.data.schema import ITEM_ROW, TIMESTAMP
 from trainer.errors import UserError
 
 
@@ -53,7 +53,7 @@ def _query(connection: Connection, encoders: list[ColumnEncoder], config: Prepar
     """
     # Sorted in the engine, which spills, rather than collected into lists, which it keeps in memory.
     step = config.sequence_length - 1  # events from the end of a row to that of the next
-    time = "timestamp," if "timestamp" in columns(connection, "events") else ""
+    time = "timestamp," if TIMESTAMP in columns(connection, "events") else ""
     selected = ""
     for encoder in encoders:
         for name, value in encoder.selected.items():
@@ -105,6 +105,6 @@ def _rows(events: pa.RecordBatch, encoders: list[ColumnEncoder]) -> pa.RecordBat
             stored |= {name: lists_of(offsets, column) for name, column in encoder.encode(events).items()}
         else:
             stored |= encoder.encode(events.select(list(encoder.selected)).take(pa.array(starts)))
-    if "timestamp" in events.schema.names:
-        stored["timestamp"] = lists_of(offsets, events["timestamp"].cast(pa.int64()))
+    if TIMESTAMP in events.schema.names:
+        stored[TIMESTAMP] = lists_of(offsets, events[TIMESTAMP].cast(pa.int64()))
     return record_batch(stored)
