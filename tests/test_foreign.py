@@ -202,10 +202,6 @@ def test_times_ages_and_weights_that_break_the_contract_are_named(
         complete(folder)
 
 
-def of_kind(values: object, kind: pa.DataType) -> pa.Array:
-    return values if isinstance(values, pa.Array) else pa.array(values, kind)
-
-
 def rewritten(path: str, **columns: object) -> Callable[[Path], None]:
     """Replaces columns of one of the example's files; None leaves one out."""
 

@@ -118,6 +118,8 @@ class ColumnsConfig:
     item_id: str = "item_id"
     timestamp: str | None = "timestamp"
     """Null when the events are merely listed in order."""
+    weight: str | None = None
+    """How much an event counts in the loss, 0 or more, as in views weighed by how long they lasted; null: all alike."""
     items_item_id: str | None = None
     """Name of the item id in the items, where it is another than in the events."""
     users_user_id: str | None = None

@@ -16,7 +16,7 @@ from trainer.checks import require_one_of, require_positive
 from trainer.config import PreparedConfig
 from trainer.data.catalog_file import write_catalog
 from trainer.data.encoding import ColumnEncoder
-from trainer.data.engine import Connection, Source, columns, first_row, open_engine, within_limits
+from trainer.data.engine import SAMPLE_WEIGHT, Connection, Source, columns, first_row, open_engine, within_limits
 from trainer.data.extension import Extended, open_extended
 from trainer.data.footers import footer_checksums
 from trainer.data.histories import Histories
@@ -173,6 +173,7 @@ def _run(
         fingerprint=fingerprint(folder),
         footers=footer_checksums(folder),
         timestamps=TIMESTAMP in columns(connection, "events"),
+        sample_weights=SAMPLE_WEIGHT in columns(connection, "events"),
         extends=extended.fingerprints,
     )
     (num_users,) = first_row(connection, "SELECT count(*) FROM users WHERE num_known > 0")

@@ -6,10 +6,10 @@ import pyarrow as pa
 
 from trainer.config import PreparedConfig
 from trainer.data.encoding import ColumnEncoder
-from trainer.data.engine import Connection, columns, shuffled, stream
+from trainer.data.engine import SAMPLE_WEIGHT, Connection, columns, shuffled, stream
 from trainer.data.histories import Histories
 from trainer.data.prepared_files import regroup
-from trainer.data.schema import HISTORY_AGE, ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TIMESTAMP, TRAIN_COUNT
+from trainer.data.schema import HISTORY_AGE, ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TIMESTAMP, TRAIN_COUNT, WEIGHT
 
 CATALOG_BATCH = 1 << 16
 
@@ -36,10 +36,11 @@ def event_batches(
     Training rows are in pseudo-random order, so that every row group is a random sample; the others in order of time.
     """
     event_columns = columns(connection, "events")
-    has_time = TIMESTAMP in event_columns
+    has_time, has_weight = TIMESTAMP in event_columns, SAMPLE_WEIGHT in event_columns and split == "train"
     order = shuffled(config.seed, "seq") if split == "train" else "timestamp, seq" if has_time else "seq"
     query = f"""
         SELECT item_row, start + position AS place, position, {"timestamp," if has_time else ""}
+               {f"{SAMPLE_WEIGHT}," if has_weight else ""}
                {_selected(encoders)} {"" if split == "train" else "events.user_id"}
         FROM events {joined(connection, encoders)}
         WHERE split = '{split}'
@@ -56,6 +57,8 @@ def event_batches(
                     stored[HISTORY_AGE] = histories.ages(place, position, length)
         if has_time:
             stored[TIMESTAMP] = batch[TIMESTAMP].cast(pa.int64())
+        if has_weight:
+            stored[WEIGHT] = batch[SAMPLE_WEIGHT].cast(pa.float32())
         if split != "train":
             stored |= {RAW_USER_ID: batch["user_id"], SEEN: histories.before(place, position)}
         yield record_batch(stored)
