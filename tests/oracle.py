@@ -50,13 +50,13 @@ def assign(events: list[Event], known: Collection[int], split: SplitConfig, seed
     return users
 
 
-def queries(users: dict[int, list[Assigned]]) -> dict[str, list[tuple[Event, list[int]]]]:
-    """Of each split, the events and the items that their users had before."""
-    splits: dict[str, list[tuple[Event, list[int]]]] = {split: [] for split in SPLITS}
+def queries(users: dict[int, list[Assigned]]) -> dict[str, list[tuple[Event, list[Event]]]]:
+    """Of each split, the events and those that their users had before."""
+    splits: dict[str, list[tuple[Event, list[Event]]]] = {split: [] for split in SPLITS}
     for theirs in users.values():
         for position, (event, split) in enumerate(theirs):
             if split is not None:
-                splits[split].append((event, [item for (_, item, _), _ in theirs[:position]]))
+                splits[split].append((event, [earlier for earlier, _ in theirs[:position]]))
     return splits
 
 

@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,13 @@ def test_a_file_that_is_missing_or_cut_is_named(prepared: Path, tmp_path: Path) 
     (tmp_path / "catalog.arrow").write_bytes((prepared / "catalog.arrow").read_bytes()[:-30])
     with pytest.raises(UserError, match=r"expected a readable catalog.arrow"):
         Catalog(tmp_path, SCHEMA)
+
+
+def test_weights_of_another_number_than_the_values_are_refused(prepared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    lists = table_of(folder / "catalog.arrow")["genres"].to_pylist()
+    weights = [[0.5] * (len(genres) + (row == 7)) for row, genres in enumerate(lists)]
+    damaged(folder, lambda table: table.append_column("genres_weight", pa.array(weights, pa.list_(pa.float32()))))
+    features = tuple(replace(feature, weighted=feature.name == "genres") for feature in FEATURES)
+    with pytest.raises(UserError, match=r"column genres_weight row 7=a list of \d: expected the \d of genres"):
+        Catalog(folder, replace(SCHEMA, features=features))

@@ -90,7 +90,7 @@ def as_foreign(ours: Path, theirs: Path) -> Path:
         table = pq.read_table(path)
         pq.write_table(table.slice(0, 10), theirs / "vocabulary" / path.name / "part-0.parquet")
         pq.write_table(table.slice(10), theirs / "vocabulary" / path.name / "part-1.parquet")
-    declared = {name: asdict(schema)[name] for name in ("features", "user_id_type", "item_id_type")}
+    declared = {name: asdict(schema)[name] for name in ("features", "user_id_type", "item_id_type", "timestamps")}
     (theirs / "features.json").write_text(json.dumps(declared))
     return theirs
 
@@ -137,8 +137,70 @@ def test_sequences_may_stand_for_the_training_events(tmp_path: Path) -> None:
     assert Catalog(folder, schema).train_counts().tolist() == [1, 0, 1, 1]
 
 
-def of_kind(values: object, kind: pa.DataType) -> pa.Array:
-    return values if isinstance(values, pa.Array) else pa.array(values, kind)
+def with_everything(folder: Path) -> None:
+    """Adds times, ages of the history, weights of rows and of tags to all files that may have them."""
+    with_sequences(folder)
+    declared = json.loads((folder / "features.json").read_text()) | {"timestamps": True, "sample_weights": True}
+    declared["features"][4]["weighted"] = True
+    (folder / "features.json").write_text(json.dumps(declared))
+    int64s, floats = pa.list_(pa.int64()), pa.list_(pa.float32())
+    added = {
+        "events/train": {"timestamp": [5, 7, 9, 9], "history_age": pa.array([[], [2], [4, 2], []], int64s),
+                         "weight": pa.array([1.0, 0.0, 2.5, 1.0], pa.float32())},
+        "events/validation": {"timestamp": [9], "history_age": pa.array([[0]], int64s)},
+        "events/test": {"timestamp": [10], "history_age": pa.array([[3, 3]], int64s)},
+        "sequences": {"timestamp": pa.array([[5, 7, 9], [1, 1]], int64s),
+                      "weight": pa.array([[1.0, 2.0, 0.5], [0.0, 1.0]], floats)},
+        "catalog": {"tags_weight": pa.array([[1.0], [0.5, 0.0], [], []], floats)},
+    }  # fmt: skip
+    for name, given in added.items():
+        table = pq.read_table(folder / name / "part-0.parquet")
+        for column, values in given.items():
+            table = table.append_column(column, values if isinstance(values, pa.Array) else pa.array(values))
+        pq.write_table(table, folder / name / "part-0.parquet")
+
+
+def test_times_ages_and_weights_are_read(tmp_path: Path) -> None:
+    folder = write_example(tmp_path)
+    with_everything(folder)
+    schema = complete(folder)
+    assert schema.timestamps
+    assert schema.sample_weights
+    assert Catalog(folder, schema).sparse(schema.features[4], np.array([1, 0])).weights.tolist() == [0.5, 0.0, 1.0]
+
+
+AGES, FLOATS = pa.list_(pa.int64()), pa.list_(pa.float32())
+
+
+@pytest.mark.parametrize(
+    ("path", "column", "values", "message"),
+    [
+        ("events/train", "history_age", pa.array([[], [2], [2, 4], []], AGES),
+         r"events/train row group 0 column history_age row 2=ages that rise: expected those of a history from its old"),
+        ("events/train", "history_age", pa.array([[], [2], [2], []], AGES),
+         r"column history_age row 2=a list of 1: expected the 2 of history"),
+        ("events/train", "history_age", pa.array([[], [-2], [4, 2], []], AGES),
+         r"column history_age row 1=-2 in a list: expected 0 to"),
+        ("events/test", "history_age", None, r"expected a column history_age of lists of int64 beside"),
+        ("events/validation", "timestamp", None, r"expected a column timestamp of int64 beside"),
+        ("events/train", "weight", pa.array([1.0, 1.0, -1.0, 1.0], pa.float32()),
+         r"column weight row 2=-1.0: expected finite numbers from 0"),
+        ("sequences", "weight", pa.array([[1.0, 2.0, 0.5], [0.0]], FLOATS),
+         r"column weight row 1=a list of 1: expected 2 to 4 values"),
+        ("sequences", "timestamp", pa.array([[5, 7], [1, 1]], AGES),
+         r"column timestamp row 0=a list of 2: expected the 3 of item_row"),
+        ("catalog", "tags_weight", pa.array([[1.0], [0.5], [], []], FLOATS),
+         r"column tags_weight row 1=a list of 1: expected the 2 of tags"),
+    ],
+)  # fmt: skip
+def test_times_ages_and_weights_that_break_the_contract_are_named(
+    tmp_path: Path, path: str, column: str, values: pa.Array | None, message: str
+) -> None:
+    folder = write_example(tmp_path / "data")
+    with_everything(folder)
+    rewritten(f"{path}/part-0.parquet", **{column: values})(folder)
+    with pytest.raises(UserError, match=message):
+        complete(folder)
 
 
 def rewritten(path: str, **columns: object) -> Callable[[Path], None]:
@@ -225,7 +287,7 @@ def undeclared(folder: Path, number: int, name: str) -> None:
          r"events/test row group 0 column seen row 0=a list of 1: expected all that .* at least the 2 of history"),
         (lambda folder: undeclared(folder, 1, "std"), r"feature age: missing std"),
         (lambda folder: with_sequences(folder, age=[[1.0, 2.0], [3.0, 4.0]]),
-         r"sequences row group 0 column age row 0=a list of 2: expected the 3 of item_row"),
+         r"sequences/part-0.parquet row group 0 column age row 0=a list of 2: expected the 3 of item_row"),
         (lambda folder: with_sequences(folder, item_row=[[1], [1, 2]], age=[[1.0], [1.0, 2.0]]),
          r"column item_row row 0=a list of 1: expected 2 to 4 values"),
     ],

@@ -197,6 +197,8 @@ def test_events_without_timestamps_are_in_order_of_input(tmp_path: Path) -> None
     assert (test["raw_user_id"], items[test["item_row"]]) == ("u", 2)
     assert [items[place] for place in test["history"]] == [3, 1]
     assert "timestamp" not in test
+    assert "history_age" not in test
+    assert not schema.timestamps
     assert schema.num_events == {"train": 3, "validation": 1, "test": 1}
 
 
@@ -214,7 +216,14 @@ def test_types_are_those_of_the_contract(tmp_path: Path) -> None:
     prepare_shop(tmp_path, events_of(1, 2), items, features=features)
     int32s = pa.list_(pa.field("element", pa.int32(), nullable=False))
     train = pq.read_schema(tmp_path / "out/events/train/part-00000.parquet")
-    expected = {"item_row": pa.int32(), "user_id": pa.int32(), "history": int32s, "timestamp": pa.int64()}
+    int64s = pa.list_(pa.field("element", pa.int64(), nullable=False))
+    expected = {
+        "item_row": pa.int32(),
+        "user_id": pa.int32(),
+        "history": int32s,
+        "history_age": int64s,
+        "timestamp": pa.int64(),
+    }
     assert {field.name: field.type for field in train} == expected
     test = pq.read_schema(tmp_path / "out/events/test/part-00000.parquet")
     assert {field.name: field.type for field in test} == expected | {"raw_user_id": pa.int64(), "seen": int32s}

@@ -58,14 +58,15 @@ def test_rows_equal_those_of_plain_python(
         found = []
         for row in rows(tmp_path, name):
             item, history = named[row["item_row"]], [named[place] for place in row["history"]]
-            key: tuple[Any, ...] = (row["user_id"], item, row["timestamp"], history)
+            key: tuple[Any, ...] = (row["user_id"], item, row["timestamp"], history, row["history_age"])
             if name != "train":
                 key = (*key, row["raw_user_id"], [named[place] for place in row["seen"]])
             found.append(key)
         wanted: list[tuple[Any, ...]] = []
         for (user, item, timestamp), past in expected[name]:
-            before = [its if its in there else None for its in past]
-            key = (user_indices.get(user, 0), item, timestamp, before[-length:])
+            before = [its if its in there else None for _, its, _ in past]
+            ages = [timestamp - earlier for _, _, earlier in past]
+            key = (user_indices.get(user, 0), item, timestamp, before[-length:], ages[-length:])
             wanted.append(key if name == "train" else (*key, user, before))
         assert sorted(found, key=repr) == sorted(wanted, key=repr)
         assert schema.num_events[name] == len(wanted)

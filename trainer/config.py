@@ -46,6 +46,12 @@ class FeatureConfig:
     """Categorical: the most values that a row may have; a row with more is an error."""
     separator: str | None = None
     """Categorical: split a string into several values at this separator; list columns need none."""
+    weight_column: str | None = None
+    """Categorical with several values a row: the source column with a weight for each of them, 0 or more, as a list or
+    as a string that is split at the same separator."""
+    weighting: str = "given"
+    """Categorical with weights: given (as they are), or tf_idf: made of counts, (1 + ln count) * (ln((1 + n) / (1 + m))
+    + 1) where m of n training rows (or items) have the value, and each row scaled to length 1."""
     log1p: bool = False
     """Numeric: replace x by log(1 + x) before it is standardised."""
     dim: int = 64
@@ -112,6 +118,8 @@ class ColumnsConfig:
     item_id: str = "item_id"
     timestamp: str | None = "timestamp"
     """Null when the events are merely listed in order."""
+    weight: str | None = None
+    """How much an event counts in the loss, 0 or more, as in views weighed by how long they lasted; null: all alike."""
     items_item_id: str | None = None
     """Name of the item id in the items, where it is another than in the events."""
     users_user_id: str | None = None

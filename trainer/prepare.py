@@ -92,6 +92,7 @@ def _describe(feature: Feature) -> str:
             return f"vector      dim {feature.dim}"
         case _:
             several = ", several values a row" if feature.multi_valued else ""
+            several += ", weighted" if feature.weighted else ""
             return f"{feature.kind:<12}table {feature.table}, {feature.num_embeddings:,} rows{several}"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.data.catalog_file import CHECKSUM, checksum
-from trainer.data.contract import Column, catalog_columns, is_list
+from trainer.data.contract import Column, catalog_columns, check_alike, is_list
 from trainer.data.ragged import Ragged, gather_lists
 from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
 from trainer.errors import UserError
@@ -40,6 +40,10 @@ class Catalog:
             if not column.accepts(self._table.schema.field(name).type):
                 raise UserError(f"{path} column {name}", self._table.schema.field(name).type, column.expected, remedy)
             self._check(path, name, column, remedy)
+        unlike = check_alike(columns, self._column)
+        if unlike is not None:
+            name, (row, value, expected) = unlike
+            raise UserError(f"{path} column {name} row {row}", value, expected, remedy)
         self._num_events = schema.num_events["train"]
 
     def _check(self, path: Path, name: str, column: Column, remedy: str) -> None:

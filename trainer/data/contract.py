@@ -1,12 +1,25 @@
 """What each column of a prepared folder must look like (docs/prepared_folder.md), and which row of it does not."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TRAIN_COUNT, Feature, Schema
+from trainer.data.schema import (
+    HISTORY_AGE,
+    ITEM_ROW,
+    RAW_ITEM_ID,
+    RAW_USER_ID,
+    SEEN,
+    TIMESTAMP,
+    TRAIN_COUNT,
+    WEIGHT,
+    Feature,
+    Schema,
+    Side,
+)
 
 UNKNOWN_ITEM = -1
 """In histories and seen items, instead of a catalogue row: an item that the catalogue lacks."""
@@ -23,11 +36,13 @@ class Values:
         types: those that the column may have.
         bounds: what an integer must be in.
         nan: whether a float may be NaN, for a missing one. None is ever infinite.
+        negative: whether a float may be below 0.
     """
 
     types: tuple[pa.DataType, ...]
     bounds: range | None = None
     nan: bool = False
+    negative: bool = True
 
     @property
     def expected(self) -> str:
@@ -52,9 +67,12 @@ class Values:
         if pa.types.is_floating(column.type):
             numbers = column.to_numpy(zero_copy_only=False)
             wrong = np.isinf(numbers) if self.nan else ~np.isfinite(numbers)
+            if not self.negative:
+                wrong |= numbers < 0
             if wrong.any():
                 row = int(np.argmax(wrong))
-                return row, numbers[row], "finite numbers" + (", or NaN where missing" if self.nan else "")
+                least, missing = "" if self.negative else " from 0", ", or NaN where missing" if self.nan else ""
+                return row, numbers[row], f"finite numbers{least}{missing}"
         return None
 
 
@@ -65,10 +83,12 @@ class Lists:
     Attributes:
         elements: what they hold.
         lengths: what their lengths must be in.
+        like: the column whose lists are as long, one by one, at every level that both have.
     """
 
     elements: "Values | Lists"
     lengths: range
+    like: str = ""
 
     @property
     def expected(self) -> str:
@@ -97,8 +117,37 @@ class Lists:
         element, value, expected = found
         return int(np.searchsorted(offsets, element, side="right")) - 1, f"{value} in a list", expected
 
+    def first_unlike(self, column: pa.Array, other: pa.Array) -> Wrong | None:
+        """Compares lengths with those of the column that `like` names; both are as they should be by themselves."""
+        (elements, offsets), (others, expected) = list_parts(column), list_parts(other)
+        if not np.array_equal(offsets, expected):
+            row = int(np.argmax(np.diff(offsets) != np.diff(expected)))
+            return row, f"a list of {np.diff(offsets)[row]}", f"the {np.diff(expected)[row]} of {self.like}"
+        if not (isinstance(self.elements, Lists) and is_list(others.type)):
+            return None
+        found = replace(self.elements, like=self.like).first_unlike(elements, others)
+        return found and (int(np.searchsorted(offsets, found[0], side="right")) - 1, f"{found[1]} in a list", found[2])
+
 
 Column = Values | Lists
+
+
+def check_alike(columns: Mapping[str, Column], array: Callable[[str], pa.Array]) -> tuple[str, Wrong] | None:
+    """Looks at every two columns of which one has lists as long as the other's.
+
+    Args:
+        columns: those that were read.
+        array: gives a column by its name.
+
+    Returns:
+        The first that is not as it should be, and where.
+    """
+    for name, column in columns.items():
+        if isinstance(column, Lists) and column.like in columns:
+            found = column.first_unlike(array(name), array(column.like))
+            if found is not None:
+                return name, found
+    return None
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -127,12 +176,21 @@ _ROWS = (pa.int32(), pa.int64())
 _IDS = {"int64": (pa.int64(),), "string": (pa.string(), pa.large_string())}
 _FLOATS = {"float32": pa.float32(), "float16": pa.float16()}
 _ANY_LENGTH = range(1 << 31)
+_WEIGHTS = Values((pa.float32(),), negative=False)
+_TIMES = Values((pa.int64(),))
+_AGES = Values((pa.int64(),), range(1 << 63))
 
 
 def event_columns(schema: Schema, split: str) -> dict[str, Column]:
     """Columns of a split's files, by name."""
     columns: dict[str, Column] = {ITEM_ROW: Values(_ROWS, range(schema.num_items))}
-    columns |= {feature.name: _feature_column(feature, schema) for feature in schema.side("query")}
+    columns |= _feature_columns(schema, "query")
+    if schema.timestamps:
+        columns[TIMESTAMP] = _TIMES
+    if schema.timestamps and schema.history:
+        columns[HISTORY_AGE] = Lists(_AGES, range(schema.history.length + 1), like=schema.history.name)
+    if schema.sample_weights and split == "train":
+        columns[WEIGHT] = _WEIGHTS
     if split != "train":
         columns[RAW_USER_ID] = Values(_IDS[schema.user_id_type])
         columns[SEEN] = Lists(Values(_ROWS, range(UNKNOWN_ITEM, schema.num_items)), _ANY_LENGTH)
@@ -145,16 +203,38 @@ def sequence_columns(schema: Schema) -> dict[str, Column]:
     columns: dict[str, Column] = {ITEM_ROW: Lists(Values(_ROWS, range(UNKNOWN_ITEM, schema.num_items)), lengths)}
     for feature in schema.side("query"):
         if feature.kind != "history":  # what comes before in the sequence
-            column = _feature_column(feature, schema)
-            columns[feature.name] = Lists(column, lengths) if feature.per_event else column
+            for name, column in _columns_of(feature, schema).items():
+                columns[name] = _per_event(column, lengths) if feature.per_event else column
+    if schema.timestamps:
+        columns[TIMESTAMP] = _per_event(_TIMES, lengths)
+    if schema.sample_weights:
+        columns[WEIGHT] = _per_event(_WEIGHTS, lengths)
     return columns
+
+
+def _per_event(column: Column, lengths: range) -> Lists:
+    """Lists of one value for each event; where that has to be like another column's, so have they."""
+    return Lists(column, lengths, like=(isinstance(column, Lists) and column.like) or ITEM_ROW)
 
 
 def catalog_columns(schema: Schema) -> dict[str, Column]:
     """Columns of the catalogue, by name."""
     columns: dict[str, Column] = {RAW_ITEM_ID: Values(_IDS[schema.item_id_type])}
     columns[TRAIN_COUNT] = Values((pa.int64(),), range(1 << 62))
-    return columns | {feature.name: _feature_column(feature, schema) for feature in schema.side("candidate")}
+    return columns | _feature_columns(schema, "candidate")
+
+
+def _feature_columns(schema: Schema, side: Side) -> dict[str, Column]:
+    features = schema.side(side)
+    return {name: column for feature in features for name, column in _columns_of(feature, schema).items()}
+
+
+def _columns_of(feature: Feature, schema: Schema) -> dict[str, Column]:
+    """The feature's own column, and that of its weights."""
+    columns = {feature.name: _feature_column(feature, schema)}
+    if feature.weighted:
+        columns[feature.weight_column] = Lists(_WEIGHTS, range(feature.length + 1), like=feature.name)
+    return columns
 
 
 def _feature_column(feature: Feature, schema: Schema) -> Column:

@@ -7,14 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.data.engine import Connection, first_row
+from trainer.data.engine import Connection, first_row, stream
 from trainer.data.hashing import hashed_row
 from trainer.data.inputs import Input
 from trainer.data.lists import fixed_size_lists, list_offsets, lists_of
 from trainer.data.moments import Moments
-from trainer.data.schema import Feature, VectorType
+from trainer.data.schema import Feature, VectorType, weight_column
 from trainer.data.text import TextHasher
-from trainer.data.vocabulary import vocabulary_table
+from trainer.data.vocabulary import training_values, vocabulary_table
+from trainer.data.weights import Bags, TfIdf
+
+FIT_BATCH = 1 << 12
 
 
 class ColumnEncoder:
@@ -42,15 +45,25 @@ class ColumnEncoder:
             case _ if feature.multi_valued and feature.has_vocabulary:
                 query = f"SELECT id FROM {vocabulary_table(feature.name)} ORDER BY index"
                 self._vocabulary = connection.sql(query).to_arrow_table()["id"].combine_chunks()
+        self._tf_idf = TfIdf(table_rows[feature.name]) if feature.config.weighting == "tf_idf" else None
+        if self._tf_idf is not None:
+            selected = ", ".join(f"{sql} AS {name}" for name, sql in self.selected.items())
+            for batch in stream(connection, training_values(feature, selected), FIT_BATCH):
+                self._tf_idf.fit(*self._bags_of(batch))
 
     @property
-    def is_stored(self) -> bool:
-        """Whether the files have a column of this name; a history is cut out of the flat array instead."""
-        return self.input.kind != "history"
+    def selected(self) -> dict[str, str]:
+        """SQL of each column to encode, by its name, where the table that `join` names is joined.
+
+        A history has none: it is cut out of the flat array instead.
+        """
+        if self.input.kind == "history":
+            return {}
+        weights = {self.input.weights_column: self.input.weights_column} if self.input.weights else {}
+        return {self.input.column: self._value} | weights
 
     @property
-    def value(self) -> str:
-        """SQL of the value, where the table that `join` names is joined."""
+    def _value(self) -> str:
         column, buckets = self.input.column, self.input.config.hash_buckets
         if buckets is not None and self.input.multi_valued:
             return f"list_transform({column}, lambda x: {hashed_row('x', buckets)})"
@@ -68,8 +81,26 @@ class ColumnEncoder:
         name, column = f"lookup_{self.input.name}", self.input.column
         return f"LEFT JOIN {vocabulary_table(self.input.name)} AS {name} ON {name}.id = {column}"
 
-    def encode(self, column: pa.Array) -> pa.Array:
-        """The contract's column of a batch."""
+    def encode(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
+        """The contract's columns of a batch of those that `selected` names."""
+        if not self.selected:
+            return {}
+        if not self.input.weights:
+            return {self.input.name: self._encoded(batch[self.input.column])}
+        rows, weights, offsets = self._bags_of(batch)
+        if self._tf_idf is not None:
+            rows, weights, offsets = self._tf_idf(rows, weights, offsets)
+        return {
+            self.input.name: lists_of(offsets, pa.array(rows)),
+            weight_column(self.input.name): lists_of(offsets, pa.array(weights.astype(np.float32))),
+        }
+
+    def _bags_of(self, batch: pa.RecordBatch) -> Bags:
+        values, weights = batch[self.input.column], batch[self.input.weights_column]
+        rows = self._table_rows_of(values.flatten()).to_numpy()
+        return rows, weights.flatten().to_numpy(zero_copy_only=False), list_offsets(values)
+
+    def _encoded(self, column: pa.Array) -> pa.Array:
         match self.input.kind:
             case "numeric":
                 values = pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False)
@@ -110,6 +141,7 @@ class ColumnEncoder:
             case "history":
                 return sparse("history", length=config.length)
             case _ if self.input.multi_valued:
-                return sparse("categorical", multi_valued=True, length=config.max_values)
+                weighted = bool(self.input.weights)
+                return sparse("categorical", multi_valued=True, weighted=weighted, length=config.max_values)
             case _:
                 return sparse("categorical")

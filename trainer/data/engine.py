@@ -19,13 +19,20 @@ from trainer.errors import UserError
 
 Connection = duckdb.DuckDBPyConnection
 
+INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+NUMBERS = (*INTEGERS, "UBIGINT", "HUGEINT", "UHUGEINT", "FLOAT", "DOUBLE", "BOOLEAN", "DECIMAL")
+
+SAMPLE_WEIGHT = "sample_weight"
+"""Column of the events; not `weight`, which those may well have for something else."""
+
 _CSV_COMPLAINTS = r"Expected Number|Value with|Invalid unicode|Maximum line size|Error when converting|Could not"
 
 EVENTS, ITEMS, USERS = "source_events", "source_items", "source_users"
 """Views that a source leaves in the connection; the last two may be absent.
 
     source_events(user_id, item_id, timestamp BIGINT in seconds or absent, seq BIGINT: input order, ...,
-                  input_row BIGINT: input order, where seq is that of a finer clock)
+                  input_row BIGINT: input order, where seq is that of a finer clock,
+                  sample_weight DOUBLE or absent)
     source_items(item_id, ...)    source_users(user_id, ...)
 """
 

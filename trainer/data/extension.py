@@ -36,8 +36,9 @@ class Extended:
             return []
         for feature in inputs:
             if feature.has_table and feature.name in self.features:
-                several = self.features[feature.name].multi_valued
-                self._require_same(feature.name, "", _in_words(feature.multi_valued), _in_words(several))
+                before = self.features[feature.name]
+                now = _in_words(feature.multi_valued, bool(feature.weights))
+                self._require_same(feature.name, "", now, _in_words(before.multi_valued, before.weighted))
                 if feature.has_vocabulary:
                     self._check_type(connection, feature)
         names = [feature.name for feature in inputs]
@@ -139,5 +140,5 @@ def _declared(feature: FeatureConfig, before: Feature) -> list[tuple[str, Any, A
     return facts
 
 
-def _in_words(multi_valued: bool) -> str:
-    return "lists of values" if multi_valued else "single values"
+def _in_words(multi_valued: bool, weighted: bool) -> str:
+    return ("lists of values" if multi_valued else "single values") + (", weighted" if weighted else "")

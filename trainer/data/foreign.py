@@ -26,6 +26,7 @@ from trainer.data.prepared_files import fingerprint
 from trainer.data.row_groups import RowGroups, one_array
 from trainer.data.schema import (
     DECLARATION,
+    HISTORY_AGE,
     ITEM_ROW,
     RAW_ITEM_ID,
     SEEN,
@@ -68,9 +69,9 @@ def _complete(folder: Path, memory_limit: str) -> Schema:
                 np.add.at(train_count, one_array(table, ITEM_ROW).to_numpy(), 1)
             else:
                 _check_seen(folder, split, number, table, schema)
+            _check_ages(folder, split, number, table)
     in_sequences = np.zeros(schema.num_items, np.int64)
-    for number, table in enumerate(_read(sequences, "sequences")):
-        _check_lengths(folder, number, table, schema)
+    for table in _read(sequences, "sequences"):
         np.add.at(in_sequences, _positives(table), 1)
     if not splits["train"].num_rows:
         train_count = in_sequences
@@ -98,10 +99,13 @@ def _declared(folder: Path) -> Schema:
             if content[name] not in ("int64", "string"):
                 raise ValueError(f"{name}={content[name]} is neither int64 nor string")
         length = int(content.get("sequence_length", 0))
+        beside = {name: content.get(name, False) for name in ("timestamps", "sample_weights")}
+        if not all(isinstance(value, bool) for value in beside.values()):
+            raise ValueError("timestamps and sample_weights are true or false")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(str(path), "unfit", f"features and types of ids as the contract has them ({error})",
                         _REMEDY) from None  # fmt: skip
-    return Schema(features, 0, {}, 0, length, content["user_id_type"], content["item_id_type"], fingerprint="")
+    return Schema(features, 0, {}, 0, length, content["user_id_type"], content["item_id_type"], "", **beside)
 
 
 def _feature(stated: dict[str, Any]) -> Feature:
@@ -161,17 +165,17 @@ def _check_seen(folder: Path, split: str, row_group: int, table: pa.Table, schem
                 raise UserError(where, f"a list of {seen[row]}", expected, _REMEDY)
 
 
-def _check_lengths(folder: Path, row_group: int, table: pa.Table, schema: Schema) -> None:
-    """A sequence has one of everything for each of its events."""
-    _, offsets = list_parts(one_array(table, ITEM_ROW))
-    for feature in schema.side("query"):
-        if feature.per_event and feature.kind != "history":
-            _, others = list_parts(one_array(table, feature.name))
-            if not np.array_equal(offsets, others):
-                row = int(np.argmax(np.diff(offsets) != np.diff(others)))
-                where = f"{folder / 'sequences'} row group {row_group} column {feature.name} row {row}"
-                expected = f"the {np.diff(offsets)[row]} of {ITEM_ROW}"
-                raise UserError(where, f"a list of {np.diff(others)[row]}", expected, _REMEDY)
+def _check_ages(folder: Path, split: str, row_group: int, table: pa.Table) -> None:
+    """A history is told from its oldest event on, so its ages fall."""
+    if HISTORY_AGE not in table.column_names:
+        return
+    ages, offsets = list_parts(one_array(table, HISTORY_AGE))
+    rises = np.diff(ages.to_numpy()) > 0
+    rises[offsets[(offsets > 0) & (offsets < len(ages))] - 1] = False  # from one row to the next
+    if rises.any():
+        row = int(np.searchsorted(offsets, np.argmax(rises), side="right")) - 1
+        where = f"{folder / 'events' / split} row group {row_group} column {HISTORY_AGE} row {row}"
+        raise UserError(where, "ages that rise", "those of a history from its oldest event to its newest", _REMEDY)
 
 
 def _positives(table: pa.Table) -> NDArray[np.int64]:
@@ -194,5 +198,7 @@ def _catalog_batches(
             if feature.kind == "vector":  # few engines know lists of a fixed size
                 column = pa.FixedSizeListArray.from_arrays(list_parts(column)[0], feature.dim)
             columns[feature.name] = column
+            if feature.weighted:
+                columns[feature.weight_column] = one_array(table, feature.weight_column)
         start += len(table)
         yield pa.record_batch(columns)

@@ -6,14 +6,12 @@ from typing import cast, get_args
 
 from trainer.checks import require_one_of, require_positive
 from trainer.config import FeatureConfig, PreparedConfig
-from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, columns, literal, quoted
-from trainer.data.schema import RESERVED_COLUMNS, Side, VectorType
+from trainer.data.engine import EVENTS, INTEGERS, ITEMS, NUMBERS, USERS, Connection, columns, quoted
+from trainer.data.schema import RESERVED_COLUMNS, TIMESTAMP, Side, VectorType, weight_column
+from trainer.data.weights import check_weighting, find_weights, parts_of
 from trainer.errors import UserError
 
-INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
-NUMBERS = (*INTEGERS, "UBIGINT", "HUGEINT", "UHUGEINT", "FLOAT", "DOUBLE", "BOOLEAN", "DECIMAL")
 KINDS = ("id", "categorical", "numeric", "vector", "text", "hour", "weekday", "history")
-TIMESTAMP = "timestamp"
 MAX_BUCKETS = 2**31 - 2  # rows are int32, and row 0 is taken
 
 # UTC, also before 1970. Monday is 0; the epoch was a Thursday.
@@ -27,6 +25,8 @@ TIME_VALUES = {"hour": 24, "weekday": 7}
 _TAKEN_BY = {
     "hash_buckets": ("id", "categorical"),
     "max_values": ("categorical",),
+    "weight_column": ("categorical",),
+    "weighting": ("categorical",),
     "dtype": ("vector", "text"),
 }
 
@@ -43,6 +43,8 @@ class Input:
     """SQL of its value there: BIGINT or VARCHAR (or a list of them) where is_sparse, FLOAT, VARCHAR or FLOAT[]."""
     value_type: str = ""
     """DuckDB type of the value."""
+    weights: str = ""
+    """SQL of the weights of its values, DOUBLE[]: null where there are not as many; empty where it has none."""
 
     @property
     def side(self) -> Side:
@@ -58,6 +60,17 @@ class Input:
     def column(self) -> str:
         """Name of its value in the tables that `prepare` makes of the source's views."""
         return f"feature_{self.name}"
+
+    @property
+    def weights_column(self) -> str:
+        """Name of its weights there."""
+        return f"weights_{self.name}"
+
+    @property
+    def selected(self) -> str:
+        """SQL of what it takes of its relation, under the names of those tables."""
+        weights = f", {self.weights} AS {self.weights_column}" if self.weights else ""
+        return f"{self.value} AS {self.column}{weights}"
 
     @property
     def has_table(self) -> bool:
@@ -108,13 +121,16 @@ def resolve(connection: Connection, config: PreparedConfig) -> tuple[list[Input]
 
 def check_declarations(config: PreparedConfig) -> None:
     """Raises a UserError for a feature that is misdeclared, whatever the source has."""
-    reserved, rename = (*RESERVED_COLUMNS, TIMESTAMP), "rename the feature and set its column"
+    rename = "rename the feature and set its column"
+    weights = {weight_column(name): name for name, feature in config.features.items() if feature.weight_column}
     for name, feature in config.features.items():
         where = f"data.features.{name}"
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise UserError(where, name, "a name of letters, digits and underscores", rename)
-        if name in reserved:
-            raise UserError(where, name, "a name other than " + ", ".join(reserved), rename)
+        if name in RESERVED_COLUMNS:
+            raise UserError(where, name, "a name other than " + ", ".join(RESERVED_COLUMNS), rename)
+        if name in weights:
+            raise UserError(where, name, f"a name that the weights of {weights[name]} do not have", rename)
         require_one_of(f"{where}.side", feature.side, ("query", "candidate"))
         require_one_of(f"{where}.kind", feature.kind, KINDS)
         for setting in ("min_count", "dim", "length", "max_values"):
@@ -126,6 +142,7 @@ def check_declarations(config: PreparedConfig) -> None:
                 raise UserError(f"{where}.{setting}", value, f"kind {' or '.join(kinds)} for it, not {feature.kind}",
                                 f"remove {where}.{setting}")  # fmt: skip
         _check_hashed(where, feature)
+        check_weighting(where, feature)
         if feature.side == "candidate" and feature.kind in ("hour", "weekday", "history"):
             raise UserError(f"{where}.side", feature.side, f"query for a {feature.kind}", f"set {where}.side=query")
     ids = [name for name, feature in config.features.items() if (feature.side, feature.kind) == ("candidate", "id")]
@@ -181,7 +198,8 @@ def _find(connection: Connection, name: str, feature: FeatureConfig) -> Input | 
         raise UserError(f"data.features.{name}.column", column, "a column of the events or of the users, not of both",
                         "rename one of them in the source")  # fmt: skip
     value, value_type = _value(name, feature, column, there[holders[0]][column])
-    return Input(name, feature, holders[0], value, value_type)
+    weights = find_weights(name, feature, column, value_type, there[holders[0]])
+    return Input(name, feature, holders[0], value, value_type, weights)
 
 
 def _value(name: str, feature: FeatureConfig, column: str, column_type: str) -> tuple[str, str]:
@@ -206,8 +224,7 @@ def _value(name: str, feature: FeatureConfig, column: str, column_type: str) -> 
         case "vector" if is_list and column_type.split("[")[0].split("(")[0] in NUMBERS and column_type.count("[") == 1:
             return f"CAST({sql} AS FLOAT[])", "FLOAT[]"
         case "categorical" if feature.separator is not None and column_type == "VARCHAR":
-            parts = f"list_transform(string_split({sql}, {literal(feature.separator)}), lambda x: trim(x))"
-            return f"list_filter({parts}, lambda x: x <> '')", "VARCHAR[]"
+            return f"list_filter({parts_of(sql, feature.separator)}, lambda x: x <> '')", "VARCHAR[]"
         case "categorical" if feature.separator is None and is_list and column_type.count("[") == 1:
             element = "BIGINT" if column_type.split("[")[0] in INTEGERS else "VARCHAR"
             return f"list_filter(CAST({sql} AS {element}[]), lambda x: x IS NOT NULL)", f"{element}[]"

@@ -16,7 +16,7 @@ from trainer.checks import require_one_of, require_positive
 from trainer.config import PreparedConfig
 from trainer.data.catalog_file import write_catalog
 from trainer.data.encoding import ColumnEncoder
-from trainer.data.engine import Connection, Source, first_row, open_engine, within_limits
+from trainer.data.engine import SAMPLE_WEIGHT, Connection, Source, columns, first_row, open_engine, within_limits
 from trainer.data.extension import Extended, open_extended
 from trainer.data.footers import footer_checksums
 from trainer.data.histories import Histories
@@ -24,7 +24,7 @@ from trainer.data.inputs import check_declarations, resolve
 from trainer.data.prepared_files import fingerprint, write_parts, write_vocabularies
 from trainer.data.prepared_rows import catalog_batches, event_batches
 from trainer.data.reading import RowCount, id_type, read_tables
-from trainer.data.schema import Feature, Schema
+from trainer.data.schema import TIMESTAMP, Feature, Schema
 from trainer.data.sequences import count_trained_users, sequence_batches
 from trainer.data.splits import check_split, count_splits, order_events
 from trainer.data.vocabulary import size_tables
@@ -172,6 +172,8 @@ def _run(
         item_id_type=id_type(connection, "catalog", "item_id"),
         fingerprint=fingerprint(folder),
         footers=footer_checksums(folder),
+        timestamps=TIMESTAMP in columns(connection, "events"),
+        sample_weights=SAMPLE_WEIGHT in columns(connection, "events"),
         extends=extended.fingerprints,
     )
     (num_users,) = first_row(connection, "SELECT count(*) FROM users WHERE num_known > 0")

@@ -6,10 +6,10 @@ import pyarrow as pa
 
 from trainer.config import PreparedConfig
 from trainer.data.encoding import ColumnEncoder
-from trainer.data.engine import Connection, columns, shuffled, stream
+from trainer.data.engine import SAMPLE_WEIGHT, Connection, columns, shuffled, stream
 from trainer.data.histories import Histories
 from trainer.data.prepared_files import regroup
-from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TRAIN_COUNT
+from trainer.data.schema import HISTORY_AGE, ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TIMESTAMP, TRAIN_COUNT, WEIGHT
 
 CATALOG_BATCH = 1 << 16
 
@@ -36,10 +36,11 @@ def event_batches(
     Training rows are in pseudo-random order, so that every row group is a random sample; the others in order of time.
     """
     event_columns = columns(connection, "events")
-    has_time = "timestamp" in event_columns
+    has_time, has_weight = TIMESTAMP in event_columns, SAMPLE_WEIGHT in event_columns and split == "train"
     order = shuffled(config.seed, "seq") if split == "train" else "timestamp, seq" if has_time else "seq"
     query = f"""
         SELECT item_row, start + position AS place, position, {"timestamp," if has_time else ""}
+               {f"{SAMPLE_WEIGHT}," if has_weight else ""}
                {_selected(encoders)} {"" if split == "train" else "events.user_id"}
         FROM events {joined(connection, encoders)}
         WHERE split = '{split}'
@@ -50,16 +51,21 @@ def event_batches(
         stored = {ITEM_ROW: batch["item_row"]} | _encoded(batch, encoders)
         for encoder in encoders:
             if encoder.input.kind == "history":
-                stored[encoder.input.name] = histories.before(place, position, encoder.input.config.length)
+                length = encoder.input.config.length
+                stored[encoder.input.name] = histories.before(place, position, length)
+                if has_time:
+                    stored[HISTORY_AGE] = histories.ages(place, position, length)
         if has_time:
-            stored["timestamp"] = batch["timestamp"].cast(pa.int64())
+            stored[TIMESTAMP] = batch[TIMESTAMP].cast(pa.int64())
+        if has_weight:
+            stored[WEIGHT] = batch[SAMPLE_WEIGHT].cast(pa.float32())
         if split != "train":
             stored |= {RAW_USER_ID: batch["user_id"], SEEN: histories.before(place, position)}
         yield record_batch(stored)
 
 
 def _selected(encoders: list[ColumnEncoder]) -> str:
-    return "".join(f"{encoder.value} AS {encoder.input.column}, " for encoder in encoders if encoder.is_stored)
+    return "".join(f"{sql} AS {name}, " for encoder in encoders for name, sql in encoder.selected.items())
 
 
 def joined(connection: Connection, encoders: list[ColumnEncoder]) -> str:
@@ -69,8 +75,7 @@ def joined(connection: Connection, encoders: list[ColumnEncoder]) -> str:
 
 
 def _encoded(batch: pa.RecordBatch, encoders: list[ColumnEncoder]) -> dict[str, pa.Array]:
-    stored = (encoder for encoder in encoders if encoder.is_stored)
-    return {encoder.input.name: encoder.encode(batch[encoder.input.column]) for encoder in stored}
+    return {name: column for encoder in encoders for name, column in encoder.encode(batch).items()}
 
 
 def record_batch(stored: dict[str, pa.Array]) -> pa.RecordBatch:

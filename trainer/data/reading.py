@@ -1,9 +1,9 @@
 """From a source's views to the engine's tables, and the checks of what lies in them.
 
-    read_events(user_id, item_id, timestamp, seq, feature_...)     read_users(user_id, feature_...)
-    catalog(item_row, item_id, feature_...)
+    read_events(user_id, item_id, timestamp, seq, sample_weight, feature_..., weights_...)
+    read_users(user_id, feature_..., weights_...)     catalog(item_row, item_id, feature_..., weights_...)
 
-All ids are BIGINT or VARCHAR here, and features go by `Input.column`.
+All ids are BIGINT or VARCHAR here, and features go by `Input.column`, their values' weights by `Input.weights_column`.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,20 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from trainer.config import PreparedConfig
-from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Source, columns, first_row, reading, shuffled
-from trainer.data.inputs import INTEGERS, Input
+from trainer.data.engine import (
+    EVENTS,
+    INTEGERS,
+    ITEMS,
+    SAMPLE_WEIGHT,
+    USERS,
+    Connection,
+    Source,
+    columns,
+    first_row,
+    reading,
+    shuffled,
+)
+from trainer.data.inputs import Input
 from trainer.data.values import check_values
 from trainer.errors import UserError
 
@@ -45,12 +57,12 @@ def read_tables(
 
     Raises:
         UserError: an id is null or of another type, an item or user comes twice, an event's item is unknown and
-            `unknown_items` is error, a number is infinite or below what log1p takes, vectors differ in length.
+            `unknown_items` is error, its weight is no number from 0, a feature's value is not as `check_values` has it.
     """
     counts = {}
-    events = _read(
-        connection, source, EVENTS, "read_events", ["user_id", "item_id"], ["timestamp", "seq", "input_row"], inputs
-    )
+    others = ["timestamp", "seq", "input_row", SAMPLE_WEIGHT]
+    events = _read(connection, source, EVENTS, "read_events", ["user_id", "item_id"], others, inputs)
+    _check_sample_weights(connection, source)
     notes = _check_times(connection) + _count_unordered(connection)
     if columns(connection, USERS):
         users = _read(connection, source, USERS, "read_users", ["user_id"], [], inputs)
@@ -92,8 +104,7 @@ def _read(
     types = columns(connection, view)
     select = [f"{_cast_id(view, column, types)} AS {column}" for column in ids]
     select += [column for column in others if column in types]
-    here = (feature for feature in inputs if feature.relation == view and feature.value)
-    select += [f"{feature.value} AS {feature.column}" for feature in here]
+    select += [feature.selected for feature in inputs if feature.relation == view and feature.value]
     where = view.removeprefix("source_")
     selected = ", ".join(part for part in select if part not in ("seq", "input_row"))
     with reading(source.named_by(view), lambda: source.damaged(connection, view, selected)):
@@ -101,7 +112,7 @@ def _read(
     (rows,) = first_row(connection, f"SELECT count(*) FROM {table}")
     if rows == 0:
         raise UserError(source.named_by(view), "no rows", "at least one", "check the source's files")
-    required = [*ids, *(column for column in others if column in types)]
+    required = [*ids, *(column for column in others if column in types and column != SAMPLE_WEIGHT)]
     counted = ", ".join(f"count(*) - count({column})" for column in required)
     nulls = first_row(connection, f"SELECT {counted} FROM {table}")
     for column, count in zip(required, nulls, strict=True):
@@ -123,11 +134,22 @@ def _cast_id(view: str, column: str, types: dict[str, str]) -> str:
     return column if kind == "VARCHAR" else f"TRY_CAST({column} AS BIGINT)"
 
 
+def _check_sample_weights(connection: Connection, source: Source) -> None:
+    if SAMPLE_WEIGHT not in columns(connection, "read_events"):
+        return
+    bad = f"({SAMPLE_WEIGHT} BETWEEN 0 AND 3.4e38) IS NOT TRUE"
+    (count,) = first_row(connection, f"SELECT count(*) FROM read_events WHERE {bad}")
+    if count:
+        first = source.first(connection, EVENTS, SAMPLE_WEIGHT, bad)
+        raise UserError("data.columns.weight", f"something else in {count} events{first}",
+                        "finite float32 numbers from 0 in every row", "correct those rows in the source")  # fmt: skip
+
+
 def _check_times(connection: Connection) -> list[str]:
     """A line that tells the first and the last time.
 
     Raises:
-        UserError: the last is so late that the unit must be another.
+        UserError: the last is so late that the unit must be another, or the first before there were years.
     """
     if "timestamp" not in columns(connection, "read_events"):
         return []
@@ -135,7 +157,10 @@ def _check_times(connection: Connection) -> list[str]:
     if last >= _YEAR_2200:
         raise UserError("data.timestamp_unit", f"times up to {last:,} s after 1970", "times before the year 2200",
                         "set data.timestamp_unit to the unit of the column: ms, us or ns")  # fmt: skip
-    begin, end = (datetime(1970, 1, 1) + timedelta(seconds=seconds) for seconds in (max(first, _YEAR_1), last))
+    if first < _YEAR_1:
+        raise UserError("events.timestamp", f"times down to {first:,} s after 1970", "times from the year 1 on",
+                        "correct or remove those rows in the source")  # fmt: skip
+    begin, end = (datetime(1970, 1, 1) + timedelta(seconds=seconds) for seconds in (first, last))
     return [f"events from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"]
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.contract import Column, Lists, Values, event_columns, is_list, sequence_columns
+from trainer.data.contract import Column, Lists, Values, check_alike, event_columns, is_list, sequence_columns
 from trainer.data.footers import check_footers
 from trainer.data.schema import Schema
 from trainer.errors import UserError
@@ -78,6 +79,10 @@ class RowGroups:
             if found is not None:
                 row, value, expected = found
                 raise UserError(f"{path} row group {group} column {name} row {row}", value, expected, _REMEDY)
+        unlike = check_alike({name: self._columns[name] for name in names}, partial(one_array, table))
+        if unlike is not None:
+            name, (row, value, expected) = unlike
+            raise UserError(f"{path} row group {group} column {name} row {row}", value, expected, _REMEDY)
         return table
 
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[pa.Table]:

@@ -30,12 +30,12 @@ TRAIN_COUNT = "train_count"  # catalogue: training events of the item, int64
 ITEM_ROW = "item_row"  # events: catalogue row of the positive, int32
 RAW_USER_ID = "raw_user_id"  # validation and test events: the user's own user id, int64 or string
 SEEN = "seen"  # validation and test events: catalogue rows of all earlier events of the user, list<int32>
-TIMESTAMP = "timestamp"  # events: int64 seconds since 1970; sequences: a list of them
+TIMESTAMP = "timestamp"  # events: seconds after 1970, int64; sequences: a list of them
 HISTORY_AGE = "history_age"  # events: seconds from each event of the history to the row's own, list<int64>
-WEIGHT = "weight"  # train events: of the row in the loss, float32; sequences: a list of them
+WEIGHT = "weight"  # train events: how much the event counts in the loss, float32; sequences: a list of them
 RESERVED_COLUMNS = (RAW_ITEM_ID, TRAIN_COUNT, ITEM_ROW, RAW_USER_ID, SEEN, TIMESTAMP, HISTORY_AGE, WEIGHT)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DECLARATION = "features.json"
 """What another engine writes in place of schema.json; see foreign.py."""
 
@@ -65,7 +65,7 @@ class Feature:
     multi_valued: bool = False
     """Whether a categorical holds a list of values a row; they are averaged."""
     weighted: bool = False
-    """Whether each value of a list has a weight, in a column of its own; they are summed up rather than averaged."""
+    """Whether each of those values has a weight, 0 or more: list<float32>, in the column that `weight_column` names."""
     length: int = 0
     """Most values that a row of a history, or of a categorical that is multi_valued, may have."""
     per_event: bool = False
@@ -74,6 +74,8 @@ class Feature:
     """Width of a vector; 1 for a numeric."""
     dtype: VectorType = "float32"
     """What a vector's elements are in the files; the towers get float32."""
+    encoder: str = ""
+    """What made a vector of a text, hashed words or a model by the digest of its files; empty for a given vector."""
     log1p: bool = False
     """Whether a numeric is replaced by log(1 + x) before it is standardised."""
     mean: float = 0.0
@@ -89,7 +91,7 @@ class Feature:
     @property
     def weight_column(self) -> str:
         """Name of the column with the weights of its values, where it is weighted."""
-        return f"{self.name}_weight"
+        return weight_column(self.name)
 
     def check(self) -> None:
         """Raises a ValueError for what the feature alone shows to be wrong."""
@@ -105,6 +107,7 @@ class Feature:
             f"kind={self.kind} is not one of {', '.join(get_args(Kind))}": self.kind in get_args(Kind),
             "a history is the query's": self.kind != "history" or self.side == "query",
             "only a categorical can be multi_valued": not self.multi_valued or self.kind == "categorical",
+            "only a categorical that is multi_valued can be weighted": not self.weighted or self.multi_valued,
             "per_event is for the query side": not self.per_event or self.side == "query",
             "table is missing": self.table or not self.is_sparse,
             f"num_embeddings={self.num_embeddings} has no rows": self.num_embeddings >= 1 or not self.is_sparse,
@@ -118,6 +121,11 @@ class Feature:
                 raise ValueError(f"feature {self.name}: {rule}")
 
 
+def weight_column(name: str) -> str:
+    """Name of the column with the weights of a feature's values."""
+    return f"{name}_weight"
+
+
 def check_features(features: Sequence[Feature]) -> None:
     """Raises a ValueError for features that are wrong, each for itself or together."""
     for feature in features:
@@ -125,9 +133,14 @@ def check_features(features: Sequence[Feature]) -> None:
     names = [feature.name for feature in features]
     if len(set(names)) < len(names):
         raise ValueError("two features of one name among " + ", ".join(names))
+    for feature in features:
+        if feature.weighted and feature.weight_column in names:
+            raise ValueError(f"feature {feature.weight_column}: the weights of {feature.name} have that name")
     items = [feature for feature in features if (feature.side, feature.kind) == ("candidate", "id")]
     if len(items) != 1:
         raise ValueError("not exactly one id on the candidate side, that of the item")
+    if sum(feature.kind == "history" for feature in features) > 1:
+        raise ValueError("more than one history")
     for feature in features:
         if feature.kind == "history" and feature.table != items[0].table:
             raise ValueError(f"feature {feature.name}: table={feature.table} is not that of {items[0].name}")
@@ -159,7 +172,7 @@ class Schema:
     """CRC-32 of the Parquet footer of every part of events and sequences, by its path in the folder: so that a part
     that is missing, damaged where it says what is in it, or another run's, is noticed before it is read."""
     timestamps: bool = False
-    """Whether events have times: `timestamp`, and `history_age` beside a history."""
+    """Whether events and sequences have times, and events with a history its ages."""
     sample_weights: bool = False
     """Whether training events have weights."""
     extends: tuple[str, ...] = ()
@@ -174,6 +187,11 @@ class Schema:
     def item_id(self) -> Feature:
         """The candidates' id; a history of items is looked up in its table."""
         return next(feature for feature in self.features if feature.side == "candidate" and feature.kind == "id")
+
+    @property
+    def history(self) -> Feature | None:
+        """The history of items, where there is one."""
+        return next((feature for feature in self.features if feature.kind == "history"), None)
 
     def select(self, query: list[str] | None, candidate: list[str] | None) -> tuple[Feature, ...]:
         """The features that the two towers take, query side first, in the order asked for; None stands for all.

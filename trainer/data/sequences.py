@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from trainer.config import PreparedConfig
 from trainer.data.encoding import ColumnEncoder
-from trainer.data.engine import Connection, columns, first_row, shuffled, stream
+from trainer.data.engine import SAMPLE_WEIGHT, Connection, columns, first_row, shuffled, stream
 from trainer.data.lists import lists_of
 from trainer.data.prepared_files import regroup
 from trainer.data.prepared_rows import joined, record_batch
-from trainer.data.schema import ITEM_ROW
+from trainer.data.schema import ITEM_ROW, TIMESTAMP, WEIGHT
 from trainer.errors import UserError
 
 
@@ -53,13 +53,13 @@ def _query(connection: Connection, encoders: list[ColumnEncoder], config: Prepar
     """
     # Sorted in the engine, which spills, rather than collected into lists, which it keeps in memory.
     step = config.sequence_length - 1  # events from the end of a row to that of the next
-    time = "timestamp," if "timestamp" in columns(connection, "events") else ""
-    selected = ""
+    there = columns(connection, "events")
+    selected = "".join(f"{name}, " for name in (TIMESTAMP, SAMPLE_WEIGHT) if name in there)
     for encoder in encoders:
-        if encoder.is_stored:
+        for name, value in encoder.selected.items():
             # Once a row is enough for what is the user's: the sort need not carry it along.
-            value = encoder.value if encoder.input.per_event else f"CASE WHEN begins THEN {encoder.value} END"
-            selected += f"{value} AS {encoder.input.column}, "
+            once = value if encoder.input.per_event else f"CASE WHEN begins THEN {value} END"
+            selected += f"{once} AS {name}, "
     return f"""
         WITH trained AS (
             SELECT user_id, min(position) AS first, max(position) AS last
@@ -72,7 +72,7 @@ def _query(connection: Connection, encoders: list[ColumnEncoder], config: Prepar
         ), numbered AS (
             SELECT *, back = least(last - first, (number + 1) * {step}) AS begins FROM members
         )
-        SELECT {selected} {time} item_row, begins
+        SELECT {selected} item_row, begins
         FROM numbered {joined(connection, encoders)}
         ORDER BY {shuffled(config.seed, "(user_id || ':' || number)")}, position"""
 
@@ -101,12 +101,12 @@ def _rows(events: pa.RecordBatch, encoders: list[ColumnEncoder]) -> pa.RecordBat
     offsets = np.append(starts, len(events))
     stored = {ITEM_ROW: lists_of(offsets, events[ITEM_ROW])}
     for encoder in encoders:
-        if encoder.is_stored:
-            column, feature = events[encoder.input.column], encoder.input
-            if feature.per_event:
-                stored[feature.name] = lists_of(offsets, encoder.encode(column))
-            else:
-                stored[feature.name] = encoder.encode(column.take(pa.array(starts)))
-    if "timestamp" in events.schema.names:
-        stored["timestamp"] = lists_of(offsets, events["timestamp"].cast(pa.int64()))
+        if encoder.input.per_event:
+            stored |= {name: lists_of(offsets, column) for name, column in encoder.encode(events).items()}
+        else:
+            stored |= encoder.encode(events.select(list(encoder.selected)).take(pa.array(starts)))
+    if TIMESTAMP in events.schema.names:
+        stored[TIMESTAMP] = lists_of(offsets, events[TIMESTAMP].cast(pa.int64()))
+    if SAMPLE_WEIGHT in events.schema.names:
+        stored[WEIGHT] = lists_of(offsets, events[SAMPLE_WEIGHT].cast(pa.float32()))
     return record_batch(stored)

@@ -3,8 +3,20 @@
 from trainer.checks import require_one_of
 from trainer.config import TabularConfig
 from trainer.data.csv_files import is_of_type, open_csv
-from trainer.data.engine import EVENTS, ITEMS, USERS, Connection, Relation, Source, first_row, first_rows, quoted
-from trainer.data.inputs import INTEGERS
+from trainer.data.engine import (
+    EVENTS,
+    INTEGERS,
+    ITEMS,
+    NUMBERS,
+    SAMPLE_WEIGHT,
+    USERS,
+    Connection,
+    Relation,
+    Source,
+    first_row,
+    first_rows,
+    quoted,
+)
 from trainer.data.parquet_files import open_parquet
 from trainer.data.remote import serve
 from trainer.data.source_files import find_files
@@ -127,15 +139,15 @@ def _name_ids(config: TabularConfig, view: str, relation: Relation) -> Relation:
 
 
 def _view_events(connection: Connection, config: TabularConfig, relation: Relation) -> Relation:
-    """Makes the view of the events, with `timestamp` in seconds and `seq`.
+    """Makes the view of the events, with `timestamp` in seconds, `sample_weight` and `seq`.
 
     Returns:
-        The relation with the view's timestamp.
+        The relation with the view's timestamp and weight.
     """
-    hidden = [name for name in relation.types if name.lower() == "timestamp"]
-    column = config.columns.timestamp
+    hidden = [name for name in relation.types if name.lower() in ("timestamp", SAMPLE_WEIGHT)]
+    column, weight = config.columns.timestamp, _weight(connection, config, relation)
     if column is None:
-        relation = relation.select(_all_but(hidden))
+        relation = relation.select(f"{_all_but(hidden)}{weight}")
         connection.execute(f"CREATE VIEW {EVENTS} AS SELECT *, row_number() OVER () - 1 AS seq FROM ({relation.sql})")
         return relation
     if column not in relation.types:
@@ -148,8 +160,23 @@ def _view_events(connection: Connection, config: TabularConfig, relation: Relati
     # Whole seconds would tie what a finer clock tells apart, so there seq follows the clock.
     seq = f"row_number() OVER (ORDER BY {quoted(column)}, input_row) - 1 AS seq" if finer else "input_row AS seq"
     kept = _all_but(hidden if finer else [*hidden, "input_row"])
-    connection.execute(f"CREATE VIEW {EVENTS} AS SELECT {kept}, {seconds} AS timestamp, {seq} FROM ({numbered})")
-    return relation.select(f"{_all_but(hidden)}, {seconds} AS timestamp")
+    times = f"{seconds} AS timestamp{weight}"
+    connection.execute(f"CREATE VIEW {EVENTS} AS SELECT {kept}, {times}, {seq} FROM ({numbered})")
+    return relation.select(f"{_all_but(hidden)}, {times}")
+
+
+def _weight(connection: Connection, config: TabularConfig, relation: Relation) -> str:
+    """SQL that adds the weight of an event to what is selected, where there are weights."""
+    where, column, remedy = "data.columns.weight", config.columns.weight, "name a column of numbers, or null"
+    if column is None:
+        return ""
+    if column not in relation.types:
+        raise UserError(where, column, "a column of the events: " + ", ".join(relation.types), remedy)
+    _check_strings(connection, relation, where, column, ("DOUBLE",), "numbers", "correct them in the source")
+    kind = relation.types[column]
+    if kind.split("(")[0] not in NUMBERS or kind.endswith("]"):
+        raise UserError(where, f"{column} ({kind})", "a column of numbers", remedy)
+    return f", CAST({quoted(column)} AS DOUBLE) AS {SAMPLE_WEIGHT}"
 
 
 def _all_but(hidden: list[str]) -> str:

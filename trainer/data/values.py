@@ -19,11 +19,13 @@ def check_values(connection: Connection, source: Source, feature: Input) -> list
         A line that counts the nulls, where there are any.
 
     Raises:
-        UserError: a number is infinite, beyond its type or below what log1p takes, vectors differ in length, or a row
-            has more values than max_values.
+        UserError: a number is infinite, beyond its type or below what log1p takes, vectors differ in length, a row has
+            more values than max_values, or not a weight of 0 or more for each.
     """
     if feature.multi_valued:
         _check_lengths(connection, source, feature)
+    if feature.weights:
+        _check_weights(connection, source, feature)
     if feature.kind not in ("numeric", "vector"):
         return []
     where, value = f"data.features.{feature.name}", feature.column
@@ -68,6 +70,29 @@ def _check_lengths(connection: Connection, source: Source, feature: Input) -> No
         first = source.first(connection, feature.relation, f"{feature.value} AS {feature.column}", longer)
         raise UserError(where, f"{most}, with more in {count} {rows} (such as {key} {example}){first}",
                         f"at least {longest}, the most that a row has", f"set {where}={longest}")  # fmt: skip
+
+
+def _check_weights(connection: Connection, source: Source, feature: Input) -> None:
+    weights, where = feature.weights_column, f"data.features.{feature.name}.weight_column"
+    table, key, rows = _TABLES[feature.relation]
+
+    def refuse(bad: str, told: str, expected: str) -> None:
+        count, example = first_row(connection, f"SELECT count(*), min({key}) FROM {table} WHERE {bad}")
+        if count:
+            first = source.first(connection, feature.relation, feature.selected, bad)
+            column = f"{feature.config.weight_column}, with {told} in {count} {rows} (such as {key} {example}){first}"
+            raise UserError(where, column, expected, "correct those rows in the source")
+
+    refuse(f"{weights} IS NULL", "more or fewer weights than values", "one for each value")
+    for bad, told, expected in _BAD_WEIGHTS[feature.config.weighting]:
+        refuse(f"len(list_filter({weights}, lambda x: {bad})) > 0", told, expected)
+
+
+_NO_NUMBER = ("x IS NULL OR NOT isfinite(x) OR x > 3.4e38", "weights that are no numbers", "finite float32 numbers")
+_BAD_WEIGHTS = {
+    "given": (_NO_NUMBER, ("x < 0", "weights below 0", "weights from 0")),
+    "tf_idf": (_NO_NUMBER, ("x <> 0 AND x < 1", "counts that are neither 0 nor from 1", "counts, for tf_idf")),
+}
 
 
 def _check_float16(connection: Connection, source: Source, feature: Input) -> None:

@@ -6,10 +6,10 @@ from trainer.data.hashing import describe_collisions
 from trainer.data.inputs import TIME_VALUES, Input
 
 # What a vocabulary counts: training events of queries and of item ids; for other features of items, items.
-_COUNTED = {
-    EVENTS: "SELECT {value} AS value FROM events WHERE split = 'train'",
-    USERS: "SELECT {value} AS value FROM events JOIN read_users USING (user_id) WHERE split = 'train'",
-    ITEMS: "SELECT {value} AS value FROM catalog",
+_TRAINING_ROWS = {
+    EVENTS: "SELECT {value} FROM events WHERE split = 'train'",
+    USERS: "SELECT {value} FROM events JOIN read_users USING (user_id) WHERE split = 'train'",
+    ITEMS: "SELECT {value} FROM catalog",
 }
 _ITEM_IDS = "SELECT item_id AS value FROM events JOIN catalog USING (item_row) WHERE split = 'train'"
 
@@ -91,4 +91,9 @@ def _occurrences(feature: Input) -> str:
     if _is_item_id(feature) and feature.has_vocabulary:
         return _ITEM_IDS
     value = f"unnest({feature.column})" if feature.multi_valued else feature.column
-    return _COUNTED[feature.relation].format(value=value)
+    return training_values(feature, f"{value} AS value")
+
+
+def training_values(feature: Input, value: str) -> str:
+    """Query of a value, in SQL, of each training row of a feature: of events, or of items."""
+    return _TRAINING_ROWS[feature.relation].format(value=value)
