@@ -107,7 +107,8 @@ def _check_model(config: ModelConfig) -> None:
 
 def _check_history(config: TrainConfig) -> None:
     history, dim = config.model.history, config.model.embedding_dim
-    require_one_of("model.history.encoder", history.encoder, ("mean", "attention", "transformer"))
+    require_one_of("model.history.encoder", history.encoder, ("mean", "item_mean", "attention", "transformer"))
+    require_one_of("model.history.sees", history.sees, ("before", "others"))
     if history.encoder == "transformer" and dim % history.heads:
         raise UserError("model.history.heads", history.heads, f"a divisor of model.embedding_dim={dim}",
                         "set model.history.heads=1")  # fmt: skip
@@ -115,8 +116,11 @@ def _check_history(config: TrainConfig) -> None:
         raise UserError("model.history.interests", history.interests, f"1 for the encoder {history.encoder}",
                         "set model.history.encoder=attention")  # fmt: skip
     if config.data.layout == "sequence" and history.encoder == "mean":
-        raise UserError("model.history.encoder", "mean", "attention or transformer for data.layout=sequence",
+        raise UserError("model.history.encoder", "mean", "item_mean, attention or transformer for data.layout=sequence",
                         "choose one, as model=sequence does, or set data.layout=event")  # fmt: skip
+    if history.sees == "others" and (config.data.layout, history.encoder) != ("sequence", "item_mean"):
+        raise UserError("model.history.sees", "others", "data.layout=sequence and model.history.encoder=item_mean",
+                        "set them, or model.history.sees=before")  # fmt: skip
 
 
 def _check_loss(config: LossConfig) -> None:

@@ -218,8 +218,11 @@ class HistoryConfig:
 
     encoder: str = "mean"
     """mean: average of their rows in the item table. Others see each event as the candidate tower embeds its item:
-    attention: their average, with learned weights; transformer: causal self-attention with learned positions and, where
-    events have times, buckets of the time between them."""
+    item_mean: the average of these; attention: an average with learned weights; transformer: causal self-attention with
+    learned positions and, where events have times, buckets of the time between them."""
+    sees: str = "before"
+    """What a query of data.layout=sequence has seen of its row. before: the events before it; others: all but its
+    positive, for events whose order says nothing (of item_mean)."""
     interests: int = 1
     """Of attention: query embeddings per user, each with weights of its own; an item's score is that of the best."""
     layers: int = 2
@@ -227,7 +230,7 @@ class HistoryConfig:
     heads: int = 2
     """Of the transformer; a divisor of embedding_dim."""
     dropout: float = 0.2
-    """Of the events' embeddings, and inside the transformer."""
+    """Of attention and the transformer: of what they see of events, and of what each layer adds."""
 
 
 @dataclass

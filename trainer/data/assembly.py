@@ -10,9 +10,10 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.config import ModelConfig
-from trainer.data.batch import EventHistories, QueryBatch, RetrievalBatch
+from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.catalog import Catalog
 from trainer.data.distinct import DistinctItems, distinct_items
+from trainer.data.event_histories import event_histories
 from trainer.data.id_dropout import hidden_ids
 from trainer.data.layouts import EventRows, Rows, SequenceRows, lists
 from trainer.data.ragged import Ragged
@@ -40,7 +41,7 @@ class BatchAssembler:
         self.features, self._schema, self._catalog = tuple(features), schema, catalog
         self._model, self._seed = model, seed
         self._history = next((feature for feature in features if feature.kind == "history"), None)
-        self._sees_events = model.history.encoder != "mean"
+        self._sees_events, self._sees_others = model.history.encoder != "mean", model.history.sees == "others"
         # one whose events the encoder sees is no feature to look up
         self._sparse = [f for f in features if f.is_sparse and not (f.kind == "history" and self._sees_events)]
         self._dense = [feature for feature in features if not feature.is_sparse]
@@ -74,7 +75,7 @@ class BatchAssembler:
             step: for which ids are hidden.
             uniform_row: catalogue rows of this rank's draws.
         """
-        rows = EventRows(table, self._history) if layout == "event" else SequenceRows(table)
+        rows = EventRows(table, self._history) if layout == "event" else SequenceRows(table, self._sees_others)
         batch = self._batch(rows, rows.positive_row, uniform_row, step)
         batch.step = step
         if self._model.loss.sample_weights:
@@ -106,13 +107,7 @@ class BatchAssembler:
         items = distinct_items(positive_row, uniform_row, histories.values)
         batch = self._lay_out(rows, items, step)
         if self._sees_events:
-            to_each, to_query = rows.gaps() if self._sees_gaps else (None, None)
-            batch.history = EventHistories(
-                item=torch.from_numpy(replace(histories, values=items.history).padded()),
-                gap=None if to_each is None else _int64(replace(histories, values=to_each).padded()),
-                query_gap=None if to_query is None else _int64(to_query),
-                seen=_int64(rows.seen),
-            )
+            batch.history = event_histories(rows, items.history, isinstance(rows, SequenceRows) and self._sees_others, self._sees_gaps)
         return batch
 
     def _add_known(self, batch: RetrievalBatch, rows: Rows) -> None:

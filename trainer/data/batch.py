@@ -8,27 +8,45 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-# R rows on this rank, Q queries in them, U distinct items of which the first C are candidates, T events of the longest
-# history
+# R rows on this rank, Q queries in them, U distinct items of which the first C are candidates, H events of histories,
+# S = H + R states
 
 _Batch = TypeVar("_Batch")
 
 
 @dataclass
 class EventHistories:
-    """What encoders see that look at each event of a history; oldest first, padded at the end.
+    """What encoders see that look at each event of a history.
+
+    Rows are there by length, the longest first, so that those of similar length lie together. Each has P = 1 + its
+    events states, S over all rows: one before its first event and one after each.
 
     Attributes:
-        item: int64 [R, T], the events' items as numbers among the U.
-        gap: int64 [R, T], seconds since the event before, 0 for the first; or None where events have no times.
+        item: int64 [H], the events' items as numbers among the U, oldest first, one row's after another's.
+        length: int64 [R], events of each row.
+        state_of_event: int64 [H], number among the S of the state after each event.
+        position: int64 [S], events of its row before each state.
+        place: int64 [S], where a state stands when the rows of its stretch are padded to one length.
+        stretches: rows, longest P and number of states of each stretch of rows that are padded together.
+        row: int64 [Q], each query's row in this order.
+        state: int64 [Q], number among the S of the state that each query is to know.
+        own: int64 [Q], number among the H of the event that is each query's positive, which alone of its row it has not
+            seen; or None where queries have seen what came before them.
+        gap: int64 [H], seconds since the event before, 0 for the first; or None where events have no times.
         query_gap: int64 [Q], seconds from the last event that a query has seen to the query; or None.
-        seen: int64 [Q], how many events of its row each query has seen.
     """
 
     item: Tensor
-    gap: Tensor | None
-    query_gap: Tensor | None
-    seen: Tensor
+    length: Tensor
+    state_of_event: Tensor
+    position: Tensor
+    place: Tensor
+    stretches: list[tuple[int, int, int]]
+    row: Tensor
+    state: Tensor
+    own: Tensor | None = None
+    gap: Tensor | None = None
+    query_gap: Tensor | None = None
 
 
 @dataclass

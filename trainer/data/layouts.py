@@ -42,6 +42,10 @@ class Rows(Protocol):
         """Catalogue rows of the events that the row's queries may see, R lists, oldest first."""
         ...
 
+    def own_events(self) -> np.ndarray:
+        """int64 [Q]: the event of all rows that is each query's positive, where queries see all others of their row."""
+        ...
+
     def gaps(self) -> tuple[np.ndarray, np.ndarray]:
         """int64: seconds to each event of the histories from the one before, and [Q] to each query from its last."""
         ...
@@ -77,6 +81,10 @@ class EventRows:
         """The column of that kind."""
         return lists(self._events, self._history.name) if self._history else _nothing(self.num_rows)
 
+    def own_events(self) -> np.ndarray:
+        """None is in its own history."""
+        raise AssertionError("checks.py allows it in sequences alone")
+
     def gaps(self) -> tuple[np.ndarray, np.ndarray]:
         """From the ages of the history's events."""
         ages = lists(self._events, HISTORY_AGE)
@@ -98,10 +106,15 @@ class EventRows:
 
 
 class SequenceRows:
-    """Layout `sequence`: every event of a row but the first is the positive of a query that has seen those before."""
+    """Layout `sequence`: every event of a row but the first is the positive of a query that has seen those before.
 
-    def __init__(self, rows: pa.Table) -> None:
-        self._table = rows
+    Args:
+        rows: of the files.
+        sees_others: whether queries have seen all other events of their row instead.
+    """
+
+    def __init__(self, rows: pa.Table, sees_others: bool) -> None:
+        self._table, self._sees_others = rows, sees_others
         self._items = lists(rows, ITEM_ROW)
         self.num_rows = len(rows)
         offsets, owner = self._items.offsets, self._items.owner
@@ -109,7 +122,8 @@ class SequenceRows:
         self._last = np.zeros(len(owner), bool)
         self._last[offsets[1:] - 1] = True
         # an unknown item is nobody's positive
-        self._query = np.flatnonzero((place > 0) & (self._items.values >= 0))  # the event that is its positive
+        is_query = self._items.values >= 0
+        self._query = np.flatnonzero(is_query if sees_others else is_query & (place > 0))  # its positive's event
         self.num_queries = len(self._query)
         self.query_row, self.seen = owner[self._query], place[self._query]
         self.positive_row = self._items.values[self._query]
@@ -136,8 +150,14 @@ class SequenceRows:
         return _numbers(column, feature)[self.query_row]
 
     def histories(self) -> Ragged:
-        """All events but the last, which no query of the row has seen."""
+        """All events; but the last where no query of the row has seen it."""
+        if self._sees_others:
+            return self._items
         return Ragged(self._items.values[~self._last], self._items.lengths - 1)
+
+    def own_events(self) -> np.ndarray:
+        """All events of known items."""
+        return self._query
 
     def gaps(self) -> tuple[np.ndarray, np.ndarray]:
         """From the events' times."""

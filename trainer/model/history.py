@@ -1,7 +1,7 @@
 """What a query tower makes of the user's events, each seen as the candidate tower embeds its item.
 
-An encoder is given a row's events, oldest first, and gives a state for every number of them that a query can have seen:
-state p knows the first p events and no later one, so that one pass serves all queries of a row.
+A row of P - 1 events has P states, of which state p knows its first p events and no later one; so one pass serves all
+queries of a row.
 """
 
 import math
@@ -11,15 +11,36 @@ from torch import Tensor, nn
 
 from trainer.config import HistoryConfig
 from trainer.data.batch import EventHistories
+from trainer.model.padding import pad_rows, unpad_rows
+from trainer.model.transformer import Block
 
-# R rows, Q queries, U items, T events of the longest row, P = T + 1 states, K interests, D embedding dim
+# R rows, Q queries, U items, H events, S = H + R states; n rows of a stretch, P states of the longest, K interests,
+# D embedding dim
 
 TIME_BUCKETS = 36
 """Of the time between events, each twice as long as the one before: the last begins after a thousand years."""
 
 
+class ItemMean(nn.Module):
+    """The average of the items that a query has seen; zeros where there is none."""
+
+    def forward(self, item_UD: Tensor, history: EventHistories, one_query_a_row: bool) -> Tensor:
+        """Items by number -> [Q, D]."""
+        event_HD = item_UD[history.item]
+        if not one_query_a_row and history.own is None:
+            state_SD = _after_events(event_HD, history)
+            mean_SD = unpad_rows([sums.cumsum(1) for sums in pad_rows(state_SD, history)], history)
+            return mean_SD[history.state] / history.position[history.state].clamp(min=1)[:, None]
+        row_H = torch.repeat_interleave(history.length, output_size=len(event_HD))
+        sum_RD = event_HD.new_zeros(len(history.length), event_HD.shape[1]).index_add(0, row_H, event_HD)
+        sum_QD, seen_Q = sum_RD[history.row], history.length[history.row]
+        if history.own is not None:
+            sum_QD, seen_Q = sum_QD - event_HD[history.own], seen_Q - 1
+        return sum_QD / seen_Q.clamp(min=1)[:, None]
+
+
 class AttentionPooling(nn.Module):
-    """Averages of the events seen, with weights that a small network gives them; one for each interest.
+    """Averages of the items seen, with weights that a small network gives the events; one for each interest.
 
     Lin et al. 2017, "A Structured Self-attentive Sentence Embedding", equation 6; Cen et al. 2020, "ComiRec", section
     3.2.
@@ -33,35 +54,43 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, dim: int, config: HistoryConfig, max_events: int, has_times: bool) -> None:
         super().__init__()
-        self.dim = dim
         self.input = _Events(dim, config.dropout, max_events, has_times)
         self.hidden, self.weigh = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, config.interests, bias=False)
-        self.interests = config.interests
 
-    def forward(self, item_UD: Tensor, history: EventHistories, query_row: Tensor | None) -> Tensor:
+    def forward(self, item_UD: Tensor, history: EventHistories, one_query_a_row: bool) -> Tensor:
         """Items by number -> [Q, D], or [Q, K, D] for several interests; zeros where nothing has been seen."""
-        event_RTD = item_UD[history.item]
-        weight_RTK = self.weigh(torch.tanh(self.hidden(self.input(event_RTD, history))))
-        if query_row is None:
-            state_QKD = _average(weight_RTK, event_RTD, history.seen[:, None])[:, 0]
+        event_HD = item_UD[history.item]
+        weight_HK = self.weigh(torch.tanh(self.hidden(self.input(event_HD, history))))
+        events, weights, seen = (
+            pad_rows(value, history)
+            for value in (_after_events(event_HD, history), _after_events(weight_HK, history), history.position)
+        )
+        pool = _average_at_the_end if one_query_a_row else _average_at_each_state
+        pooled = [pool(weight, event, at) for weight, event, at in zip(weights, events, seen, strict=True)]
+        if one_query_a_row:
+            state_QKD = torch.cat(pooled)[history.row]
         else:
-            most = torch.arange(history.item.shape[1] + 1, device=history.seen.device)
-            state_RPKD = _average(weight_RTK, event_RTD, most.expand(len(history.item), -1))
-            state_QKD = state_RPKD[query_row, history.seen]
-        return state_QKD if self.interests > 1 else state_QKD[:, 0]
+            state_QKD = unpad_rows(pooled, history)[history.state]
+        return state_QKD if state_QKD.shape[1] > 1 else state_QKD[:, 0]
 
 
-def _average(weight_RTK: Tensor, event_RTD: Tensor, seen_RP: Tensor) -> Tensor:
-    """[R, P, K, D]: for each number of events seen, their average with the softmax of the weights among them."""
-    place_T = torch.arange(weight_RTK.shape[1], device=seen_RP.device)
-    hidden_RPT = place_T >= seen_RP[:, :, None]
-    weight_RKPT = weight_RTK.transpose(1, 2)[:, :, None].masked_fill(hidden_RPT[:, None], -math.inf)
-    share_RKPT = weight_RKPT.softmax(-1).nan_to_num(nan=0.0)
-    return torch.einsum("rkpt,rtd->rpkd", share_RKPT, event_RTD)
+def _average_at_the_end(weight_nPK: Tensor, event_nPD: Tensor, seen_nP: Tensor) -> Tensor:
+    """[n, K, D]: of all events of each row. State 0 is no event, and padding has 0 events before it too."""
+    share_nPK = weight_nPK.masked_fill(seen_nP[:, :, None] == 0, -math.inf).softmax(1).nan_to_num(nan=0.0)
+    return torch.einsum("npk,npd->nkd", share_nPK, event_nPD)
+
+
+def _average_at_each_state(weight_nPK: Tensor, event_nPD: Tensor, seen_nP: Tensor) -> Tensor:
+    """[n, P, K, D]: of the events up to each state."""
+    P = weight_nPK.shape[1]
+    unseen_PP = torch.ones(P, P, dtype=torch.bool, device=seen_nP.device).triu(1)
+    hidden_nPP = unseen_PP | (seen_nP == 0)[:, None, :]
+    weight_nKPP = weight_nPK.transpose(1, 2)[:, :, None, :].masked_fill(hidden_nPP[:, None], -math.inf)
+    return torch.einsum("nkpe,ned->npkd", weight_nKPP.softmax(-1).nan_to_num(nan=0.0), event_nPD)
 
 
 class CausalTransformer(nn.Module):
-    """Self-attention over the events so far: Kang & McAuley 2018, "SASRec", with the norm before each layer.
+    """Self-attention over the events so far: Kang & McAuley 2018, "SASRec", in the form of later transformers.
 
     Args:
         dim: D.
@@ -72,37 +101,22 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, dim: int, config: HistoryConfig, max_events: int, has_times: bool) -> None:
         super().__init__()
-        self.dim = dim
         self.input = _Events(dim, config.dropout, max_events, has_times)
         self.start_D = nn.Parameter(torch.randn(dim) * 0.02)
-        self.gap = nn.Embedding(TIME_BUCKETS, dim) if has_times else None
-        self.layers = nn.ModuleList(_layer(dim, config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(dim, config.heads, config.layers, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim)
-        if self.gap is not None:
-            nn.init.zeros_(self.gap.weight)
+        self.gap = _time_embedding(dim, has_times)
 
-    def forward(self, item_UD: Tensor, history: EventHistories, query_row: Tensor | None) -> Tensor:
+    def forward(self, item_UD: Tensor, history: EventHistories, one_query_a_row: bool) -> Tensor:
         """Items by number -> [Q, D]."""
-        event_RTD = self.input(item_UD[history.item], history)
-        event_RPD = torch.cat([self.start_D.expand(len(event_RTD), 1, -1), event_RTD], dim=1)
-        mask_PP = nn.Transformer.generate_square_subsequent_mask(event_RPD.shape[1], device=event_RPD.device)
-        for layer in self.layers:
-            event_RPD = layer(event_RPD, mask_PP, is_causal=True)
-        state_RPD = self.norm(event_RPD)
-        row_Q = torch.arange(len(state_RPD), device=state_RPD.device) if query_row is None else query_row
-        state_QD = state_RPD[row_Q, history.seen]
+        event_HD = self.input(item_UD[history.item], history)
+        state_SD = self.start_D.expand(len(history.position), -1).index_copy(0, history.state_of_event, event_HD)
+        for block in self.blocks:
+            state_SD = block(state_SD, history)
+        state_QD = self.norm(state_SD[history.state])
         if self.gap is not None and history.query_gap is not None:
             state_QD = state_QD + self.gap(time_bucket(history.query_gap))
         return state_QD
-
-
-def _layer(dim: int, config: HistoryConfig) -> nn.TransformerEncoderLayer:
-    layer = nn.TransformerEncoderLayer(
-        dim, config.heads, 4 * dim, config.dropout, activation="gelu", batch_first=True, norm_first=True
-    )
-    # weights of the attention are not dropped: the fused kernel of the CPU cannot, and takes a third of the time
-    layer.self_attn.dropout = 0.0
-    return layer
 
 
 class _Events(nn.Module):
@@ -112,16 +126,30 @@ class _Events(nn.Module):
         super().__init__()
         self.position = nn.Embedding(max_events, dim)
         nn.init.normal_(self.position.weight, std=0.02)
-        self.gap = nn.Embedding(TIME_BUCKETS, dim) if has_times else None
-        if self.gap is not None:
-            nn.init.zeros_(self.gap.weight)
+        self.gap = _time_embedding(dim, has_times)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, event_RTD: Tensor, history: EventHistories) -> Tensor:
-        event_RTD = event_RTD * math.sqrt(event_RTD.shape[-1]) + self.position.weight[: event_RTD.shape[1]]
+    def forward(self, event_HD: Tensor, history: EventHistories) -> Tensor:
+        place_H = history.position[history.state_of_event] - 1
+        event_HD = event_HD * (0.5 * math.sqrt(event_HD.shape[1])) + self.position(place_H)
         if self.gap is not None and history.gap is not None:
-            event_RTD = event_RTD + self.gap(time_bucket(history.gap))
-        return self.dropout(event_RTD)
+            event_HD = event_HD + self.gap(time_bucket(history.gap))
+        return self.dropout(event_HD)
+
+
+def _after_events(value: Tensor, history: EventHistories) -> Tensor:
+    """Values of events as those of the states after them, zeros before the first: [H, ...] -> [S, ...]."""
+    states = value.new_zeros(len(history.position), *value.shape[1:])
+    return states.index_copy(0, history.state_of_event, value)
+
+
+def _time_embedding(dim: int, has_times: bool) -> nn.Embedding | None:
+    """Begins at zero, so that at first time says nothing."""
+    if not has_times:
+        return None
+    embedding = nn.Embedding(TIME_BUCKETS, dim)
+    nn.init.zeros_(embedding.weight)
+    return embedding
 
 
 def time_bucket(seconds: Tensor) -> Tensor:

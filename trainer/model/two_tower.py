@@ -11,7 +11,7 @@ from trainer.config import ModelConfig, TrainConfig
 from trainer.data.batch import RetrievalBatch
 from trainer.data.schema import Feature, Schema
 from trainer.errors import UserError
-from trainer.model.history import AttentionPooling, CausalTransformer
+from trainer.model.history import AttentionPooling, CausalTransformer, ItemMean
 from trainer.model.temperature import Temperature
 from trainer.model.tower import Tower
 
@@ -56,7 +56,7 @@ class TwoTower(nn.Module):
                   config.embedding_dim, config.normalize)
             for side, tower in (("query", config.query), ("candidate", config.candidate))
         )  # fmt: skip
-        self.encoder = encoder
+        self.encoder, self._embedding_dim = encoder, config.embedding_dim
         self._of_event = frozenset(feature.name for feature in features if feature.per_event)
         self.temperature = Temperature(config.loss.temperature, config.loss.learn_temperature)
 
@@ -85,8 +85,8 @@ class TwoTower(nn.Module):
     def _encode(self, batch: RetrievalBatch, item_UD: Tensor | None) -> Tensor:
         assert self.encoder is not None and batch.history is not None and batch.query_dense is not None
         if item_UD is None:  # nobody here has a history
-            item_UD = batch.query_dense.new_zeros(1, self.encoder.dim)
-        return self.encoder(item_UD, batch.history, batch.query_row)
+            item_UD = batch.query_dense.new_zeros(0, self._embedding_dim)
+        return self.encoder(item_UD, batch.history, batch.query_row is None)
 
 
 def make_model(schema: Schema, features: Sequence[Feature], config: TrainConfig) -> TwoTower:
@@ -104,7 +104,7 @@ def make_model(schema: Schema, features: Sequence[Feature], config: TrainConfig)
 
 def _encoder(
     features: Sequence[Feature], config: ModelConfig, max_events: int, has_times: bool
-) -> tuple[str | None, AttentionPooling | CausalTransformer | None]:
+) -> tuple[str | None, nn.Module | None]:
     """What sees a history event by event, and the history's name."""
     if config.history.encoder == "mean":
         return None, None
@@ -113,6 +113,8 @@ def _encoder(
         names = [feature.name for feature in features if feature.side == "query"]
         raise UserError("model.history.encoder", config.history.encoder, f"a history among the query's {names}",
                         "name it in model.query.features, or prepare the data with one")  # fmt: skip
+    if config.history.encoder == "item_mean":
+        return history.name, ItemMean()
     if history.length > max_events:
         raise UserError("model.history.encoder", config.history.encoder,
                         f"training rows with the {history.length} events of a history, not {max_events}: those "
