@@ -1,0 +1,156 @@
+"""Encoders of histories: what a state knows, and that both layouts and any padding agree."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from trainer.config import HistoryConfig
+from trainer.data.batch import EventHistories
+from trainer.data.event_histories import event_histories
+from trainer.data.layouts import EventRows, SequenceRows
+from trainer.data.schema import HISTORY_AGE, ITEM_ROW, TIMESTAMP, Feature
+from trainer.model.history import AttentionPooling, CausalTransformer, ItemMean, time_bucket
+
+HISTORY = Feature("history", "query", "history", table="item_id", num_embeddings=9, length=12)
+DIM, ITEMS = 8, 9
+SEQUENCES = st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=2, max_size=12), min_size=1, max_size=6)
+
+
+def sequence_rows(sequences: list[list[int]], times: list[list[int]], sees_others: bool = False) -> SequenceRows:
+    return SequenceRows(pa.table({ITEM_ROW: sequences, TIMESTAMP: times}), sees_others)
+
+
+def event_rows(sequences: list[list[int]], times: list[list[int]]) -> EventRows:
+    """The same queries, each a row with the history that it has seen."""
+    cut = [(items[:end], when[:end], items[end], when[end]) for items, when in zip(sequences, times, strict=True)
+           for end in range(1, len(items))]  # fmt: skip
+    ages = [[now - then for then in when] for _, when, _, now in cut]
+    return EventRows(
+        pa.table({"history": [items for items, *_ in cut], HISTORY_AGE: ages, ITEM_ROW: [item for *_, item, _ in cut]}),
+        HISTORY,
+    )
+
+
+def laid_out(rows: SequenceRows | EventRows, sees_others: bool = False) -> EventHistories:
+    return event_histories(rows, rows.histories().values, sees_others, sees_gaps=not sees_others)
+
+
+def encoder_of(kind: str, interests: int = 1) -> nn.Module:
+    config = HistoryConfig(encoder=kind, interests=interests, layers=2, heads=2, dropout=0.0)
+    torch.manual_seed(0)
+    if kind == "item_mean":
+        return ItemMean()
+    encoder = (AttentionPooling if kind == "attention" else CausalTransformer)(DIM, config, 12, has_times=True)
+    for parameter in encoder.parameters():  # also what begins at zero
+        nn.init.normal_(parameter, std=0.5)
+    return encoder
+
+
+def times_of(sequences: list[list[int]], seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [np.cumsum(rng.integers(0, 100_000, len(items))).tolist() for items in sequences]
+
+
+def item_embeddings() -> Tensor:
+    return torch.randn(ITEMS, DIM, generator=torch.Generator().manual_seed(1))
+
+
+KINDS = [("item_mean", 1), ("attention", 1), ("attention", 3), ("transformer", 1)]
+
+
+@pytest.mark.parametrize(("kind", "interests"), KINDS)
+@given(sequences=SEQUENCES)
+@settings(max_examples=20, deadline=None)
+def test_a_query_is_the_same_in_a_sequence_as_in_a_row_of_its_own(
+    kind: str, interests: int, sequences: list[list[int]]
+) -> None:
+    """So neither later events, nor other rows, nor padding change a query."""
+    encoder, item, times = encoder_of(kind, interests), item_embeddings(), times_of(sequences)
+    of_sequences = encoder(item, laid_out(sequence_rows(sequences, times)), False)
+    of_events = encoder(item, laid_out(event_rows(sequences, times)), True)
+    torch.testing.assert_close(of_sequences, of_events, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "interests"), KINDS)
+def test_a_later_event_changes_no_earlier_query_and_an_earlier_one_does(kind: str, interests: int) -> None:
+    encoder, item = encoder_of(kind, interests), item_embeddings()
+    before = encoder(item, laid_out(sequence_rows([[1, 2, 3, 4, 5]], [[0, 9, 99, 999, 9999]])), False)
+    after = encoder(item, laid_out(sequence_rows([[1, 2, 8, 4, 5]], [[0, 9, 99, 5000, 9999]])), False)
+    torch.testing.assert_close(before[:2], after[:2])
+    assert all((before[query] - after[query]).abs().max() > 1e-4 for query in (2, 3))
+
+
+def test_item_mean_by_hand() -> None:
+    item = torch.tensor([[1.0, 0], [0, 1], [4, 4]])
+    history = laid_out(sequence_rows([[0, 1, 2, 2]], [[0] * 4]))
+    expected = torch.tensor([[1.0, 0], [0.5, 0.5], [5 / 3, 5 / 3]])
+    torch.testing.assert_close(ItemMean()(item, history, False), expected)
+
+
+def test_a_query_that_sees_the_others_averages_all_but_its_own() -> None:
+    item = item_embeddings()
+    sequences = [[3, 1, 4], [5, 2], [6, 5, 3, 5, 8]]
+    history = laid_out(sequence_rows(sequences, times_of(sequences), sees_others=True), sees_others=True)
+    expected = [
+        torch.stack([item[other] for place, other in enumerate(items) if place != own]).mean(0)
+        for items in sequences
+        for own in range(len(items))
+    ]
+    torch.testing.assert_close(ItemMean()(item, history, False), torch.stack(expected))
+
+
+def test_attention_against_its_formula() -> None:
+    encoder, item, times = encoder_of("attention", 2), item_embeddings(), [[0, 100, 350]]
+    history = laid_out(sequence_rows([[4, 2, 7]], times))
+    events = item[[4, 2]]
+    seen = events * (0.5 * DIM**0.5) + encoder.input.position.weight[:2]
+    seen = seen + encoder.input.gap.weight[[0, 7]]  # nothing before the first; 2^6 <= 100 < 2^7
+    weight = encoder.weigh(torch.tanh(encoder.hidden(seen)))
+    expected = torch.stack([events[:1].expand(2, -1), weight.softmax(0).T @ events])
+    torch.testing.assert_close(encoder(item, history, False), expected)
+
+
+def test_a_history_of_nothing_is_no_item_to_the_averages_and_a_start_to_the_transformer() -> None:
+    rows = EventRows(pa.table({"history": pa.array([[], [2]], pa.list_(pa.int32())), HISTORY_AGE: [[], [5]],
+                               ITEM_ROW: [0, 1]}), HISTORY)  # fmt: skip
+    item = item_embeddings()
+    for kind in ("item_mean", "attention"):
+        assert torch.equal(encoder_of(kind)(item, laid_out(rows), True)[0], torch.zeros(DIM))
+    transformer = encoder_of("transformer")
+    assert torch.isfinite(transformer(item, laid_out(rows), True)).all()
+    alone = replace_events(rows, 0)
+    torch.testing.assert_close(
+        transformer(item[:0], laid_out(alone), True)[0], transformer(item, laid_out(rows), True)[0]
+    )
+
+
+def replace_events(rows: EventRows, row: int) -> EventRows:
+    return EventRows(rows._events.slice(row, 1), HISTORY)
+
+
+def test_the_transformer_against_torch() -> None:
+    """Its attention is that of nn.MultiheadAttention with the same weights."""
+    torch.manual_seed(0)
+    encoder = encoder_of("transformer")
+    history = replace(laid_out(sequence_rows([[4, 2, 7, 1]], [[0, 1, 2, 3]])))
+    block, state = encoder.blocks[0], torch.randn(4, DIM)
+    reference = nn.MultiheadAttention(DIM, 2, bias=False, batch_first=True)
+    with torch.no_grad():
+        reference.in_proj_weight.copy_(block.query_key_value.weight)
+        reference.out_proj.weight.copy_(block.attended.weight)
+    normed = block.attention_norm(state)[None]
+    mask = torch.ones(4, 4, dtype=torch.bool).triu(1)
+    attended = state + reference(normed, normed, normed, attn_mask=mask, need_weights=False)[0][0]
+    value, gate = block.gate(block.mlp_norm(attended)).chunk(2, dim=1)
+    expected = attended + block.down(nn.functional.silu(gate) * value)
+    torch.testing.assert_close(block(state, history), expected)
+
+
+def test_time_buckets_by_hand() -> None:
+    assert time_bucket(torch.tensor([0, 1, 2, 3, 4, 86_400, 2**62])).tolist() == [0, 1, 2, 2, 3, 17, 35]
