@@ -107,8 +107,8 @@ def sampled_softmax(
     draw has a column of its own.
 
     Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations" (2019), equations 3 to
-    5. As there, log q is taken off the positive's logit too: the positive stands among the candidates by the same
-    draws as any negative, and uncorrected it would be pushed down by its popularity, which the correction is to undo.
+    5. As there, log q is taken off the positive's logit too: given the columns drawn, the chance that column j is the
+    positive is proportional to exp(score_j) / q_j for each of them alike.
 
     Args:
         queries: Q of them; the gradient goes to their embeddings.
