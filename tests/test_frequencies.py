@@ -61,7 +61,7 @@ def test_follows_a_drift() -> None:
     seen = follow(frequencies, later, 1, start=300)
     assert errors(frequencies, later, seen)[2] > 1
     follow(frequencies, later, 600, start=301)
-    assert errors(frequencies, later, torch.ones(1000))[2] < 0.2
+    assert errors(frequencies, later, torch.full((1000,), 20))[2] < 0.2
 
 
 class Reference:
