@@ -1,70 +1,198 @@
 import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.model.loss import in_batch_softmax
+from trainer.model.loss import Candidates, Exclusions, Queries, Workspace, sampled_softmax
 
-
-def test_three_by_three_by_hand() -> None:
-    # scores are the first three rows of the candidates, since queries are unit vectors; temperature 1/2 doubles them:
-    #   query 0: 2 0 2   positive 0: -log(e^2 / (e^2 + 1 + e^2))
-    #   query 1: 0 2 0   positive 1: -log(e^2 / (1 + e^2 + 1))
-    #   query 2: 0 0 4   positive 2: -log(e^4 / (1 + 1 + e^4))
-    query = torch.eye(3)
-    candidate = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, 2]])
-    e2, e4 = math.exp(2), math.exp(4)
-    expected = -(math.log(e2 / (2 * e2 + 1)) + math.log(e2 / (e2 + 2)) + math.log(e4 / (e4 + 2))) / 3
-    loss = in_batch_softmax(query, candidate, torch.arange(3), torch.tensor([7, 8, 9]), torch.zeros(3), 0.5, True)
-    assert loss.item() == pytest.approx(expected, abs=1e-6)
+# Q queries, N columns, D embedding dim, R rows, W ranks
 
 
-def test_accidental_hits_by_hand() -> None:
-    # candidates 0 and 2 are the same item: query 0 loses column 2, query 2 loses column 0, query 1 keeps all
-    query = torch.eye(3)
-    candidate = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, 2]])
-    e, e2 = math.e, math.exp(2)
-    removed = -(math.log(e / (e + 1)) + math.log(e / (e + 2)) + math.log(e2 / (e2 + 1))) / 3
-    kept = -(math.log(e / (2 * e + 1)) + math.log(e / (e + 2)) + math.log(e2 / (e2 + 2))) / 3
-    rows = torch.tensor([7, 8, 7])
-    for remove, expected in ((True, removed), (False, kept)):
-        loss = in_batch_softmax(query, candidate, torch.arange(3), rows, torch.zeros(3), 1.0, remove)
-        assert loss.item() == pytest.approx(expected, abs=1e-6)
+@dataclass
+class Case:
+    """Everything that the loss is given."""
+
+    queries: Queries
+    candidates: Candidates
+    excluded: Exclusions | None
+    same_item_QW: Tensor | None
 
 
-def test_log_q_by_hand() -> None:
-    # both candidates score 0; the first came into the batch with probability 3/4, the second with 1/4, so corrected
-    # they weigh 4/3 and 4: the loss of query 0 is -log((4/3) / (4/3 + 4)) = log 4, that of query 1 log(4/3)
-    log_q = torch.tensor([0.75, 0.25]).log()
-    loss = in_batch_softmax(
-        torch.zeros(2, 3), torch.zeros(2, 3), torch.arange(2), torch.tensor([1, 2]), log_q, 1.0, True
-    )
-    assert loss.item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2, abs=1e-6)
-
-
-@given(st.integers(1, 6), st.integers(0, 5), st.integers(1, 4), st.integers(0, 99))
-def test_against_a_softmax_written_out(queries: int, more: int, items: int, seed: int) -> None:
+def make(seed: int, Q: int = 6, N: int = 5, D: int = 3, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Case:
+    """A random case with every switch on, some weights and counts zero, and exclusions that name positives too."""
     generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(queries, 3, generator=generator, dtype=torch.float64)
-    candidate = torch.randn(queries + more, 3, generator=generator, dtype=torch.float64)
-    positive = torch.randperm(queries + more, generator=generator)[:queries]
-    rows = torch.randint(items, (queries + more,), generator=generator)
-    log_q = -3 * torch.rand(queries + more, generator=generator, dtype=torch.float64)
-    total = 0.0
-    for b in range(queries):
-        own = int(positive[b])
-        columns = [n for n in range(len(candidate)) if n == own or rows[n] != rows[own]]
-        scores = {n: float(query[b] @ candidate[n] / 0.3 - log_q[n]) for n in columns}
-        total += -scores[own] + math.log(sum(math.exp(score) for score in scores.values()))
-    loss = in_batch_softmax(query, candidate, positive, rows, log_q, 0.3, True)
-    assert loss.item() == pytest.approx(total / queries, rel=1e-9)
+
+    def floats(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    def ints(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    weight_Q = floats(Q).abs() * (ints(4, Q) > 0)
+    row_Q = ints(Q // 2 + 1, Q).sort().values
+    queries = Queries(scale * floats(Q, D), ints(N, Q), 1.0 + ints(3, Q).to(dtype), weight_Q)
+    candidates = Candidates(floats(N, D), ints(4, N).to(dtype), -3 * floats(N).abs())
+    offset = F.pad(ints(N + 1, Q // 2 + 1).cumsum(0), (1, 0))  # queries of a row share a stretch, or begin one alike
+    begin_Q, length_Q = offset[row_Q], offset.diff()[row_Q]
+    seen_Q = (length_Q * torch.rand(Q, generator=generator)).round().long()
+    excluded = Exclusions(ints(N, int(offset[-1])), begin_Q, begin_Q + seen_Q)
+    return Case(queries, candidates, excluded, ints(N + 1, Q, 2) - 1)
+
+
+def loss_of(case: Case, query_QD: Tensor, candidate_ND: Tensor, workspace: Workspace) -> Tensor:
+    queries, candidates = (
+        replace(case.queries, embedding_QD=query_QD),
+        replace(case.candidates, embedding_ND=candidate_ND),
+    )
+    return sampled_softmax(queries, candidates, workspace, case.excluded, case.same_item_QW)
+
+
+def written_out(case: Case, query_QD: Tensor, candidate_ND: Tensor) -> Tensor:
+    """The same from its definition: every draw is a column of its own, and excluded columns are not there."""
+    queries, candidates, total = case.queries, case.candidates, query_QD.new_zeros(())
+    for q in range(len(query_QD)):
+        positive, gone = int(queries.positive_Q[q]), set()
+        if case.excluded is not None:
+            gone |= set(case.excluded.column_E[case.excluded.begin_Q[q] : case.excluded.end_Q[q]].tolist())
+        if case.same_item_QW is not None:
+            gone |= set(case.same_item_QW[q].tolist())
+        columns = [positive] * int(queries.own_count_Q[q])
+        for column, count in enumerate(candidates.count_N.tolist()):
+            columns += [column] * (0 if column in gone | {positive} else int(count))
+        logits = candidate_ND[columns] @ query_QD[q] - candidates.log_q_N[columns]
+        total = total + queries.weight_Q[q] * F.cross_entropy(logits[None], torch.tensor([0]))
+    return total
+
+
+def value_and_gradients(function: Any, case: Case, *more: Any) -> list[Tensor]:
+    query = case.queries.embedding_QD.clone().requires_grad_()
+    candidate = case.candidates.embedding_ND.clone().requires_grad_()
+    value = function(case, query, candidate, *more)
+    return [value.detach(), *torch.autograd.grad(value, (query, candidate))]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 9999), st.integers(1, 9), st.integers(1, 8), st.integers(1, 5), st.integers(1, 50))
+def test_equals_the_loss_written_out(seed: int, Q: int, N: int, D: int, logits_at_once: int) -> None:
+    case = make(seed, Q, N, D)
+    expected = value_and_gradients(written_out, case)
+    for ours, theirs in zip(value_and_gradients(loss_of, case, Workspace(logits_at_once)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_distinct_items_give_the_plain_cross_entropy() -> None:
-    query, candidate = torch.randn(5, 4), torch.randn(9, 4)
-    positive = torch.tensor([8, 1, 0, 5, 2])
-    loss = in_batch_softmax(query, candidate, positive, torch.arange(9), torch.zeros(9), 0.1, True)
-    assert torch.allclose(loss, F.cross_entropy(query @ candidate.T / 0.1, positive))
+    query, candidate = torch.randn(300, 16), torch.randn(500, 16)
+    positive, ones = torch.randint(500, (300,)), torch.ones(300)
+    case = Case(
+        Queries(query, positive, ones, ones), Candidates(candidate, torch.ones(500), torch.zeros(500)), None, None
+    )
+
+    def plain(case: Case, query: Tensor, candidate: Tensor) -> Tensor:
+        return F.cross_entropy(query @ candidate.T, positive, reduction="sum")
+
+    expected = value_and_gradients(plain, case)
+    for ours, theirs in zip(value_and_gradients(loss_of, case, Workspace(7 * 500)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_by_finite_differences() -> None:
+    case = make(3, dtype=torch.float64)
+    inputs = (case.queries.embedding_QD.requires_grad_(), case.candidates.embedding_ND.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda query, candidate: 0.7 * loss_of(case, query, candidate, Workspace(13)), inputs
+    )
+
+
+def by_hand(**switches: Any) -> float:
+    """One query on four columns that all score 0, so that each weighs count / q; column 1 is the positive."""
+    fields = {"count": [1.0, 2, 0, 3], "q": [0.5, 0.25, 0.125, 0.125], "own_count": 1.0, "weight": 1.0, **switches}
+    queries = Queries(
+        torch.zeros(1, 2), torch.tensor([1]), torch.tensor([fields["own_count"]]), torch.tensor([fields["weight"]])
+    )
+    candidates = Candidates(torch.zeros(4, 2), torch.tensor(fields["count"]), torch.tensor(fields["q"]).log())
+    hits = fields.get("same_item")
+    loss = sampled_softmax(queries, candidates, Workspace(), fields.get("excluded"), hits)
+    return math.exp(loss.item())  # Z / weight of the positive
+
+
+def test_every_switch_by_hand() -> None:
+    exclude = Exclusions(torch.tensor([3, 1]), torch.tensor([0]), torch.tensor([2]))
+    # columns 0 to 3 weigh 1 / .5, 1 / .25 (once, being the positive), nothing, 3 / .125: 2 + 4 + 0 + 24
+    assert by_hand() == pytest.approx(30 / 4)
+    # accidental hits kept: the positive weighs 2 / .25 in the denominator
+    assert by_hand(own_count=2.0) == pytest.approx(34 / 4)
+    # no correction: 1 + 1 + 0 + 3
+    assert by_hand(q=[1.0] * 4) == pytest.approx(5)
+    # column 3 is excluded; the positive, excluded too, stays
+    assert by_hand(excluded=exclude) == pytest.approx(6 / 4)
+    # column 0 is the positive's item on another rank
+    assert by_hand(same_item=torch.tensor([[0, -1]])) == pytest.approx(28 / 4)
+    # weights multiply the loss
+    assert by_hand(weight=2.0) == pytest.approx((30 / 4) ** 2)
+    assert by_hand(weight=0.0) == 1
+
+
+def test_logits_of_any_size() -> None:
+    case = make(5, scale=1e5)
+    expected = value_and_gradients(written_out, case)
+    for ours, theirs in zip(value_and_gradients(loss_of, case, Workspace()), expected, strict=True):
+        assert torch.isfinite(ours).all()
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_hidden(broken: float) -> None:
+    for name in ("queries", "candidates"):
+        case = make(5)
+        case.queries.weight_Q.fill_(1)
+        getattr(case, name).__dict__[{"queries": "embedding_QD", "candidates": "embedding_ND"}[name]][2] = broken
+        value, query_gradient, candidate_gradient = value_and_gradients(loss_of, case, Workspace())
+        assert not torch.isfinite(value)
+        assert not torch.isfinite(query_gradient).all() and not torch.isfinite(candidate_gradient).all()
+
+
+def test_a_query_of_weight_0_contributes_nothing() -> None:
+    case = make(5)
+    case.queries.weight_Q[1] = 0
+    expected = value_and_gradients(loss_of, case, Workspace())
+    case.queries.embedding_QD[1] = math.nan
+    case.queries.own_count_Q[1] = math.nan
+    for broken, whole in zip(value_and_gradients(loss_of, case, Workspace()), expected, strict=True):
+        assert torch.equal(broken, whole)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest result, in elements of memory behind it."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.untyped_storage().nbytes() // result.element_size())
+        return result
+
+
+def test_logits_are_never_held_whole() -> None:
+    case = make(1, Q=2000, N=3000, D=8)
+    case.excluded = Exclusions(torch.randint(3000, (6000,)), 3 * torch.arange(2000), 3 * torch.arange(1, 2001))
+    with LargestTensor() as seen:
+        value_and_gradients(loss_of, case, Workspace(1 << 17))
+    assert seen.elements == 1 << 17
+
+
+def test_the_workspace_is_kept() -> None:
+    workspace = Workspace(40)
+    address = workspace.logits(torch.zeros(1), 5).data_ptr()
+    results = [value_and_gradients(loss_of, make(1), workspace) for _ in range(2)]
+    value_and_gradients(loss_of, make(2, N=8), workspace)
+    assert workspace.logits(torch.zeros(1), 5).data_ptr() == address
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)

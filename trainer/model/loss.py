@@ -105,8 +105,8 @@ def sampled_softmax(
     draw has a column of its own.
 
     Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations" (2019), equations 3 to
-    5. As there, log q is taken off the positive's logit too: the positive stands among the candidates by the same
-    draws as any negative, and uncorrected it would be pushed down by its popularity, which the correction is to undo.
+    5. As there, log q is taken off the positive's logit too: given the columns drawn, the chance that column j is the
+    positive is proportional to exp(score_j) / q_j for each of them alike.
 
     Args:
         queries: Q of them; the gradient goes to their embeddings.
@@ -133,7 +133,7 @@ class _SampledSoftmax(torch.autograd.Function):
         workspace: Workspace, excluded: Exclusions | None, same_item_QW: Tensor | None,
     ) -> Tensor:  # fmt: skip
         used_Q = queries.weight_Q != 0
-        pass
+        query_QD = query_QD.where(used_Q[:, None], 0)
         log_own_count_Q = queries.own_count_Q.where(used_Q, 1).log()
         bias_N = candidates.count_N.log() - candidates.log_q_N
         logits_CN = workspace.logits(query_QD, len(candidate_ND))
@@ -163,7 +163,7 @@ class _SampledSoftmax(torch.autograd.Function):
             torch.mm(share_CN, candidate_ND, out=query_gradient_QD[chunk]).mul_(scale_C1)
             candidate_gradient_ND.addmm_(share_CN.T, query_CD * scale_C1)
         ctx.save_for_backward(query_gradient_QD, candidate_gradient_ND)
-        return (queries.weight_Q * loss_Q).where(used_Q, 0).sum()
+        return queries.weight_Q @ loss_Q
 
     @staticmethod
     @once_differentiable

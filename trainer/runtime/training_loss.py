@@ -8,12 +8,15 @@ from torch import Tensor, nn
 from trainer.config import LossConfig
 from trainer.data.batch import RetrievalBatch
 from trainer.model.exclusions import excluded_columns, find_in_blocks, with_other_rows_of_the_user
-from trainer.model.frequencies import StreamingFrequencies
+from trainer.model.frequencies import StreamingFrequencies, mixture_log_q
 from trainer.model.loss import Candidates, Exclusions, Queries, Workspace, sampled_softmax
 from trainer.runtime.candidates import GlobalCandidates, gather_candidates, gather_ragged
 from trainer.runtime.lockstep import Sizes
 
 # R rows on this rank, Q queries, C candidates; N candidates over all W ranks, D embedding dim, K interests
+
+HASHES = 4
+"""Of the streaming estimate: buckets that an item has where items share them."""
 
 
 class TrainingLoss(nn.Module):
@@ -30,7 +33,7 @@ class TrainingLoss(nn.Module):
         self._config, self._num_items, self._rank = config, num_items, rank
         self._workspace = Workspace()
         self.frequencies = (
-            StreamingFrequencies(num_items, config.streaming_buckets, config.streaming_rate)
+            StreamingFrequencies(num_items, config.streaming_buckets, HASHES, config.streaming_rate)
             if config.log_q == "streaming"
             else None
         )
@@ -66,14 +69,15 @@ class TrainingLoss(nn.Module):
     @torch.no_grad()
     def _log_q(self, candidates: GlobalCandidates, batch: RetrievalBatch, sizes: Sizes) -> Tensor:
         """Log of the share that each candidate has, in expectation, of a step's draws."""
-        share_N, config = candidates.train_share_N, self._config
+        config = self._config
         if config.log_q == "none" or not config.in_batch_negatives:  # or all draws are uniform: nothing to correct
-            return torch.zeros_like(share_N)
-        if self.frequencies is not None:
+            return torch.zeros_like(candidates.train_share_N)
+        if self.frequencies is None:
+            log_q_N = candidates.train_share_N.log()
+        else:
             self.frequencies.update(candidates.row_N, candidates.positive_count_N, batch.step)
-            share_N = self.frequencies.share(candidates.row_N)
-        positives, uniform = sum(sizes.queries), config.uniform_negatives
-        return ((positives * share_N + uniform / self._num_items) / (positives + uniform)).log()
+            log_q_N = self.frequencies.log_q(candidates.row_N)
+        return mixture_log_q(log_q_N, sum(sizes.queries), config.uniform_negatives, self._num_items)
 
     @torch.no_grad()
     def _exclusions(
