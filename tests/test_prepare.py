@@ -194,7 +194,7 @@ def test_events_without_timestamps_are_in_order_of_input(tmp_path: Path) -> None
     schema = prepare_shop(tmp_path, events, columns=ColumnsConfig(timestamp=None))
     items = [row["raw_item_id"] for row in catalog(tmp_path)]
     (test,) = rows(tmp_path, "test")
-    assert (test["raw_user_id"], items[test["item_row"]]) == ("u", 2)
+    assert (test["raw_user_id"], [items[place] for place in test["targets"]]) == ("u", [2])
     assert [items[place] for place in test["history"]] == [3, 1]
     assert "timestamp" not in test
     assert schema.num_events == {"train": 3, "validation": 1, "test": 1}
@@ -217,12 +217,15 @@ def test_types_are_those_of_the_contract(tmp_path: Path) -> None:
     expected = {"item_row": pa.int32(), "user_id": pa.int32(), "history": int32s, "timestamp": pa.int64()}
     assert {field.name: field.type for field in train} == expected
     test = pq.read_schema(tmp_path / "out/events/test/part-00000.parquet")
-    assert {field.name: field.type for field in test} == expected | {"raw_user_id": pa.int64(), "seen": int32s}
+    del expected["item_row"]
+    held_out = {"targets": int32s, "raw_user_id": pa.int64(), "seen": int32s}
+    assert {field.name: field.type for field in test} == expected | held_out
     stored = pa.ipc.open_file(tmp_path / "out/catalog.arrow").schema
     image = pa.list_(pa.field("element", pa.float32(), nullable=False), 1)
     assert {field.name: field.type for field in stored} == {
         "raw_item_id": pa.int64(),
         "train_count": pa.int64(),
+        "validation_count": pa.int64(),
         "item_id": pa.int32(),
         "tags": pa.large_list(int32s.value_field),
         "price": pa.float32(),

@@ -62,11 +62,18 @@ class SplitConfig:
 
     by: str = "leave_one_out"
     """leave_one_out: each user's last event is test, the one before it validation, where the user has three or more;
-    time: the last events overall, by the shares below; user: all events of some users, by the shares below."""
+    time: the last events overall, by the shares below; user: all events of some users, by the shares below. In these,
+    every held-out event is a query of its own, and all events before it are its history.
+    random: of each user's events, shares drawn at random; item: all events of some items, which are cold then; given:
+    as a column of the source says. In these, a user has one query with all that is held out of theirs as targets;
+    history and seen are their training events, and for test those of validation too."""
     validation: float = 0.1
-    """By time: share of all events. By user: share of the users."""
+    """By time: share of all events. By user: of the users. By random: of a user's events, rounded down. By item: of the
+    items. By given: what is drawn from the events given as train, where none is given as validation."""
     test: float = 0.1
-    """Likewise."""
+    """Likewise; nothing by given."""
+    validation_by: str = "random"
+    """By given: how validation is drawn, random or item."""
 
 
 @dataclass
@@ -112,6 +119,8 @@ class ColumnsConfig:
     item_id: str = "item_id"
     timestamp: str | None = "timestamp"
     """Null when the events are merely listed in order."""
+    split: str | None = None
+    """Column that says train, validation or test, for split.by=given."""
     items_item_id: str | None = None
     """Name of the item id in the items, where it is another than in the events."""
     users_user_id: str | None = None
@@ -261,7 +270,9 @@ class RunConfig:
     validation_batch_size_per_rank: int = 1024
     """Queries a rank scores at a time."""
     monitor: str = "val/recall@100"
-    """The metric that decides the best checkpoint and when to stop."""
+    """The metric that decides the best checkpoint and when to stop: recall, ndcg, mrr or hit_rate at any k. Of
+    val/cold/recall@100 cold items alone are candidates and targets, of val/warm/recall@100 the others; cold are those
+    without training events."""
     patience: int = 3
     """Validations without a better monitor before training stops."""
     log_every: int = 20
@@ -305,7 +316,7 @@ class EvaluationConfig:
     split: str = "test"
     """test or validation."""
     k: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50, 100])
-    """Cut-offs of recall, NDCG and MRR."""
+    """Cut-offs of recall, NDCG, MRR and hit rate."""
     batch_size_per_rank: int = 1024
     """Queries a rank scores at a time against its share of the catalogue."""
 

@@ -12,7 +12,7 @@ from trainer.data.batch import QueryBatch, RetrievalBatch
 from trainer.data.catalog import Catalog
 from trainer.data.contract import UNKNOWN_ITEM, list_parts
 from trainer.data.row_groups import one_array
-from trainer.data.schema import ITEM_ROW, SEEN, Feature, Schema
+from trainer.data.schema import ITEM_ROW, SEEN, TARGETS, Feature, Schema
 
 DROPPED = "dropped:"
 """Prefix of the boolean columns that say for which rows an id is replaced by the out-of-vocabulary row."""
@@ -43,11 +43,13 @@ class BatchAssembler:
 
     def query_batch(self, events: pa.Table, row: np.ndarray) -> QueryBatch:
         """Held-out events as queries; `row` int64 [B] is as in QueryBatch."""
+        target_rows, target_lengths = _lists(events, TARGETS)
         seen_rows, seen_lengths = _lists(events, SEEN)
         return QueryBatch(
             self._batch(events, None, len(events)),
             row=torch.from_numpy(row),
-            target_row=_int64(_scalars(events, ITEM_ROW)),
+            target_rows=_int64(target_rows),
+            target_lengths=_int64(target_lengths),
             seen_rows=_int64(seen_rows),
             seen_lengths=_int64(seen_lengths),
         )

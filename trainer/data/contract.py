@@ -6,7 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TRAIN_COUNT, Feature, Schema
+from trainer.data.schema import (
+    ITEM_ROW,
+    RAW_ITEM_ID,
+    RAW_USER_ID,
+    SEEN,
+    TARGETS,
+    TRAIN_COUNT,
+    VALIDATION_COUNT,
+    Feature,
+    Schema,
+)
 
 UNKNOWN_ITEM = -1
 """In histories and seen items, instead of a catalogue row: an item that the catalogue lacks."""
@@ -65,10 +75,12 @@ class Lists:
     Attributes:
         elements: what they hold.
         lengths: what their lengths must be in.
+        distinct: whether a list of integers has each once.
     """
 
     elements: "Values | Lists"
     lengths: range
+    distinct: bool = False
 
     @property
     def expected(self) -> str:
@@ -87,15 +99,26 @@ class Lists:
             return int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))), "null", "no null"
         elements, offsets = list_parts(column)
         lengths = np.diff(offsets)
-        if len(lengths) and not (lengths.min() in self.lengths and lengths.max() in self.lengths):
+        # as ints of Python: a range looks for others one by one
+        if len(lengths) and not (int(lengths.min()) in self.lengths and int(lengths.max()) in self.lengths):
             row = int(np.argmax((lengths < self.lengths.start) | (lengths >= self.lengths.stop)))
             few, most = self.lengths.start, self.lengths.stop - 1
             return row, f"a list of {lengths[row]}", f"{few} values" if few == most else f"{few} to {most} values"
         found = self.elements.first_wrong(elements)
         if found is None:
-            return None
+            return _first_repeated(elements.to_numpy(), lengths) if self.distinct else None
         element, value, expected = found
         return int(np.searchsorted(offsets, element, side="right")) - 1, f"{value} in a list", expected
+
+
+def _first_repeated(values: np.ndarray, lengths: np.ndarray) -> Wrong | None:
+    list_of = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((values, list_of))
+    again = (np.diff(values[order]) == 0) & (np.diff(list_of[order]) == 0)
+    if not again.any():
+        return None
+    place = order[np.argmax(again)]
+    return int(list_of[place]), f"{values[place]} twice in a list", "every value once"
 
 
 Column = Values | Lists
@@ -131,7 +154,12 @@ _ANY_LENGTH = range(1 << 31)
 
 def event_columns(schema: Schema, split: str) -> dict[str, Column]:
     """Columns of a split's files, by name."""
-    columns: dict[str, Column] = {ITEM_ROW: Values(_ROWS, range(schema.num_items))}
+    item = Values(_ROWS, range(schema.num_items))
+    columns: dict[str, Column] = {}
+    if split == "train":
+        columns[ITEM_ROW] = item
+    else:
+        columns[TARGETS] = Lists(item, range(1, _ANY_LENGTH.stop), distinct=True)
     columns |= {feature.name: _feature_column(feature, schema) for feature in schema.side("query")}
     if split != "train":
         columns[RAW_USER_ID] = Values(_IDS[schema.user_id_type])
@@ -153,7 +181,7 @@ def sequence_columns(schema: Schema) -> dict[str, Column]:
 def catalog_columns(schema: Schema) -> dict[str, Column]:
     """Columns of the catalogue, by name."""
     columns: dict[str, Column] = {RAW_ITEM_ID: Values(_IDS[schema.item_id_type])}
-    columns[TRAIN_COUNT] = Values((pa.int64(),), range(1 << 62))
+    columns |= {name: Values((pa.int64(),), range(1 << 62)) for name in (TRAIN_COUNT, VALIDATION_COUNT)}
     return columns | {feature.name: _feature_column(feature, schema) for feature in schema.side("candidate")}
 
 

@@ -42,6 +42,10 @@ class Histories:
             list<int32> [B] of catalogue rows.
         """
         lengths = position if length is None else np.minimum(position, length)
+        return self.stretches(place - lengths, lengths)
+
+    def stretches(self, begin: NDArray[np.int64], lengths: NDArray[np.int64]) -> pa.ListArray:
+        """list<int32> [B] of catalogue rows: so many events from each `begin` on, int64 [B] both."""
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        shift = np.repeat(place - lengths - offsets[:-1], lengths)
+        shift = np.repeat(begin - offsets[:-1], lengths)
         return lists_of(offsets, pa.array(self.rows[np.arange(offsets[-1]) + shift]))

@@ -23,6 +23,10 @@ def read_tabular(config: TabularConfig, connection: Connection) -> Source:
             column that config.columns names is not there.
     """
     require_one_of("data.timestamp_unit", config.timestamp_unit, tuple(UNITS))
+    if (config.columns.split is None) == (config.split.by == "given"):
+        raise UserError("data.columns.split", config.columns.split, "the events' column of splits for split.by=given, "
+                        f"and null for split.by={'the others' if config.split.by == 'given' else config.split.by}",
+                        "set both or neither")  # fmt: skip
     paths = {EVENTS: config.events, ITEMS: config.items, USERS: config.users}
     found = {view: find_files(_setting(view), config.source, path) for view, path in paths.items() if path is not None}
     serve(connection, [file for files in found.values() for file in files])
@@ -132,6 +136,7 @@ def _view_events(connection: Connection, config: TabularConfig, relation: Relati
     Returns:
         The relation with the view's timestamp.
     """
+    relation = _name_split(config, relation)
     hidden = [name for name in relation.types if name.lower() == "timestamp"]
     column = config.columns.timestamp
     if column is None:
@@ -150,6 +155,18 @@ def _view_events(connection: Connection, config: TabularConfig, relation: Relati
     kept = _all_but(hidden if finer else [*hidden, "input_row"])
     connection.execute(f"CREATE VIEW {EVENTS} AS SELECT {kept}, {seconds} AS timestamp, {seq} FROM ({numbered})")
     return relation.select(f"{_all_but(hidden)}, {seconds} AS timestamp")
+
+
+def _name_split(config: TabularConfig, relation: Relation) -> Relation:
+    """The relation with the column of splits, where one is named, as `split`."""
+    column = config.columns.split
+    if column is None:
+        return relation
+    if column not in relation.types:
+        raise UserError("data.columns.split", column, "a column of the events: " + ", ".join(relation.types),
+                        "set data.columns.split=...")  # fmt: skip
+    hidden = [name for name in relation.types if name.lower() == "split"]
+    return relation.select(f"{_all_but(hidden)}, {quoted(column)} AS split")
 
 
 def _all_but(hidden: list[str]) -> str:
