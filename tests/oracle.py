@@ -71,35 +71,3 @@ def sequences(users: dict[int, list[Assigned]], length: int, seed: int = 0) -> l
             found[md5_lower(f"{seed}:{user}:{number}")] = left[-length:]
             left, number = left[: max(len(left) - length + 1, 0)], number + 1
     return [found[key] for key in sorted(found)]
-
-
-def draw(events: list[Event], given: list[str], known: Collection[int], split: SplitConfig, seed: int = 0) -> list[str]:
-    """The split of each event, as given or drawn from the training events, before what is no target is left out."""
-    rule = split.validation_by if split.by == "given" else split.by
-    shares = {} if split.by == "given" else {"test": split.test}
-    if "validation" not in given:
-        shares["validation"] = split.validation
-    found = list(given)
-    for user in {user for user, _, _ in events}:
-        theirs = [place for place, event in enumerate(events)
-                  if event[0] == user and event[1] in known and given[place] == "train"]  # fmt: skip
-        theirs.sort(key=lambda place: md5_lower(f"{seed}:event:{place}"))
-        if rule == "random":
-            for name, share in shares.items():
-                count = int(len(theirs) * share + 1e-9)
-                draws, theirs = theirs[: count], theirs[count:]
-                if name == "validation" and "test" in shares:
-                    assert len(theirs) >= 1  # something is left to train on
-                for place in draws:
-                    found[place] = name
-            continue
-        for place in theirs:
-            item_place, bound = md5_lower(f"{seed}:item:{events[place][1]}") / 2**64, 0.0
-            for name, share in reversed(shares.items()):
-                pass
-            for name, share in shares.items():
-                bound += share
-                if item_place < bound:
-                    found[place] = name
-                    break
-    return found

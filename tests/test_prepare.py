@@ -408,7 +408,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "two histories": ({"features": {"more": query("history")}}, r"data.features=.*expected at most one history"),
     "length": ({"features": {"history": query("history", length=0)}}, r"history.length=0: expected a number above 0"),
     "min_count": ({"features": {"item_id": candidate("id", min_count=0)}}, r"item_id.min_count=0"),
-    "split": ({"split": SplitConfig(by="item")}, r"data.split.by=item: expected one of leave_one_out, time, user"),
+    "split": (
+        {"split": SplitConfig(by="items")},
+        r"data.split.by=items: expected one of leave_one_out, time, user, random",
+    ),
     "shares": ({"split": SplitConfig(by="time", validation=0.5, test=0.5)}, r"shares that leave something to train on"),
     "share": ({"split": SplitConfig(by="time", test=1.5)}, r"data.split.test=1.5: expected a share in \(0, 1\)"),
     "buckets": (
