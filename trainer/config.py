@@ -146,6 +146,23 @@ class TabularConfig(PreparedConfig):
 
 
 @dataclass
+class UserItemListsConfig(PreparedConfig):
+    """A folder with train.txt and test.txt as LightGCN's data sets have them: a line a user id and the items' ids."""
+
+    source: str = MISSING
+    """The folder."""
+
+
+@dataclass
+class CiteULikeConfig(PreparedConfig):
+    """A folder of citeulike-a or -t: users.dat, mult.dat, vocabulary.dat and, for the articles to be cold,
+    cold_items.txt."""
+
+    source: str = MISSING
+    """The folder."""
+
+
+@dataclass
 class GeneratedConfig(PreparedConfig):
     """Made-up shoppers with a planted structure: tastes follow a user's segment, the items just seen, and the hour."""
 
@@ -376,6 +393,8 @@ def register_configs() -> None:
     store.store(name="export_schema", node=ExportConfig)
     store.store(group="data", name="movielens_schema", node=MovieLensConfig)
     store.store(group="data", name="tabular_schema", node=TabularConfig)
+    store.store(group="data", name="user_item_lists_schema", node=UserItemListsConfig)
+    store.store(group="data", name="citeulike_schema", node=CiteULikeConfig)
     store.store(group="data", name="generated_schema", node=GeneratedConfig)
     store.store(group="data", name="foreign_schema", node=ForeignConfig)
 
