@@ -163,8 +163,7 @@ class UserItemListsConfig(PreparedConfig):
 
 @dataclass
 class CiteULikeConfig(PreparedConfig):
-    """A folder of citeulike-a or -t: users.dat, mult.dat, vocabulary.dat and, for the articles to be cold,
-    cold_items.txt."""
+    """A folder of citeulike-a or -t: users.dat, mult.dat, vocabulary.dat; cold_items.txt names the cold articles."""
 
     source: str = MISSING
     """The folder."""

@@ -28,7 +28,7 @@ def read_citeulike(config: CiteULikeConfig, connection: Connection) -> Source:
     missing = [name for name in (_USERS, _WORDS, _VOCABULARY) if not (folder / name).is_file()]
     if missing:
         raise UserError("data.source", f"{folder} without {', '.join(missing)}",
-                        f"a folder with {_USERS}, {_WORDS} and {_VOCABULARY}", "name the folder of a release")  # fmt: skip
+                        f"a folder with {_USERS}, {_WORDS} and {_VOCABULARY}", "name such a folder")  # fmt: skip
     _read_items(connection, folder)
     has_cold = (folder / _COLD).is_file()
     _read_events(connection, folder, has_cold)
