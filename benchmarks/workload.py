@@ -14,7 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TRAIN_COUNT, Feature, Schema
+from trainer.data.lists import lists_of
+from trainer.data.schema import (
+    ITEM_ROW,
+    RAW_ITEM_ID,
+    RAW_USER_ID,
+    SEEN,
+    TARGETS,
+    TRAIN_COUNT,
+    VALIDATION_COUNT,
+    Feature,
+    Schema,
+)
 
 USERS = ITEMS = 1_000_000
 ROW_GROUP, HELD_OUT = 16_384, 1_000
@@ -87,6 +98,7 @@ def write(folder: Path, work: str, rows: int, seed: int = 0) -> None:
             else:
                 columns[RAW_USER_ID] = columns["user_id"].cast(pa.int64())
                 columns[SEEN] = _lists(np.zeros(len(columns[ITEM_ROW]), np.int64), items)
+                columns[TARGETS] = lists_of(np.arange(len(columns[ITEM_ROW]) + 1), columns.pop(ITEM_ROW))
             table = pa.table(columns)
             writer = writer or pq.ParquetWriter(
                 folder / "events" / split / "part-00000.parquet", table.schema, compression="zstd",
@@ -97,12 +109,13 @@ def write(folder: Path, work: str, rows: int, seed: int = 0) -> None:
     catalog = {
         RAW_ITEM_ID: pa.array(np.arange(ITEMS)),
         TRAIN_COUNT: pa.array(counts),
+        VALIDATION_COUNT: pa.array(np.zeros(ITEMS, np.int64)),
         "item_id": pa.array(np.arange(1, ITEMS + 1, dtype=np.int32)),
         "item_category": pa.array(rng.integers(1, 1001, ITEMS).astype(np.int32)),
         **{name: pa.array(rng.standard_normal(ITEMS, np.float32)) for name in ITEM_NUMERICS},
         "item_text": pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(ITEMS * TEXT, np.float32)), TEXT),
     }
-    kept = {feature.name for feature in features(work)} | {RAW_ITEM_ID, TRAIN_COUNT}
+    kept = {feature.name for feature in features(work)} | {RAW_ITEM_ID, TRAIN_COUNT, VALIDATION_COUNT}
     table = pa.table({name: column for name, column in catalog.items() if name in kept})
     with pa.ipc.new_file(folder / "catalog.arrow", table.schema) as file:
         file.write_table(table)

@@ -6,7 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TRAIN_COUNT, Feature, Schema
+from trainer.data.schema import (
+    ITEM_ROW,
+    RAW_ITEM_ID,
+    RAW_USER_ID,
+    SEEN,
+    TARGETS,
+    TRAIN_COUNT,
+    VALIDATION_COUNT,
+    Feature,
+    Schema,
+)
 
 USERS, ITEMS = 60, 40
 ROWS = {"train": 1000, "validation": 57, "test": 60}
@@ -32,6 +42,7 @@ def write_prepared(folder: Path) -> Path:
         {
             RAW_ITEM_ID: pa.array([f"item-{row}" for row in range(ITEMS)]),
             TRAIN_COUNT: pa.array(rng.integers(1, 99, ITEMS)),
+            VALIDATION_COUNT: pa.array(np.arange(ITEMS) % 3),
             "item_id": pa.array(np.where(np.arange(ITEMS) % 7 == 0, 0, np.arange(1, ITEMS + 1)).astype(np.int32)),
             "genres": _lists(rng, ITEMS, 4, 6),
             "price": pa.array(rng.exponential(5, ITEMS).astype(np.float32)),
@@ -64,8 +75,15 @@ def _events(rng: np.random.Generator, split: str, rows: int) -> pa.Table:
         "timestamp": pa.array(np.arange(rows)),
     }
     if split != "train":
+        columns[TARGETS] = _targets(rng, columns.pop(ITEM_ROW).to_pylist())
         columns |= {RAW_USER_ID: pa.array(user), SEEN: _lists(rng, rows, 9, ITEMS)}
     return pa.table(columns)
+
+
+def _targets(rng: np.random.Generator, items: list[int]) -> pa.Array:
+    """One to three items each."""
+    lists = [[(item + 11 * number) % ITEMS for number in range(rng.integers(1, 4))] for item in items]
+    return pa.array(lists, pa.list_(pa.int32()))
 
 
 def _lists(rng: np.random.Generator, rows: int, longest: int, values: int) -> pa.Array:

@@ -70,6 +70,11 @@ def rows(folder: Path, split: str) -> list[dict[str, Any]]:
     return [row for part in parts for row in pq.read_table(part).to_pylist()]
 
 
+def positives(row: dict[str, Any]) -> list[int]:
+    """Catalogue rows of what a row's query is to find."""
+    return row["targets"] if "targets" in row else [row["item_row"]]
+
+
 def sequences(folder: Path) -> list[dict[str, Any]]:
     """The rows of the sequences, file after file."""
     parts = sorted((folder / "out" / "sequences").glob("part-*.parquet"))

@@ -12,7 +12,7 @@ from trainer.config import ModelConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.catalog_file import write_catalog
-from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
+from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, VALIDATION_COUNT, Feature, Schema
 from trainer.errors import UserError
 
 GENRES, TEXT = SCHEMA.features[5], SCHEMA.features[7]
@@ -54,7 +54,8 @@ def test_half_precision_vectors_stay_so_until_they_are_in_a_batch(tmp_path: Path
     schema = Schema(features, 4, {"train": 4}, 0, 0, "int64", "int64", "")
     image = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float16)
     columns = {
-        RAW_ITEM_ID: pa.array([7, 8, 9, 10]), TRAIN_COUNT: pa.array([1, 1, 1, 1]),
+        RAW_ITEM_ID: pa.array([7, 8, 9, 10]),
+        TRAIN_COUNT: pa.array([1, 1, 1, 1]), VALIDATION_COUNT: pa.array([0, 1, 0, 0]),
         "item_id": pa.array([1, 2, 3, 4], pa.int32()), "price": pa.array([1.5, 2.5, 3.5, 4.5], pa.float32()),
         "image": pa.FixedSizeListArray.from_arrays(pa.array(image.reshape(-1)), 3),
     }  # fmt: skip

@@ -24,7 +24,7 @@ def metrics(processes: Processes, folder: Path, model: torch.nn.Module) -> dict[
     model.eval()
     catalog, files = Catalog(folder, SCHEMA), open_events(folder, SCHEMA, "test")
     layout = BatchAssembler(SCHEMA, FEATURES, catalog, ModelConfig(id_dropout=0.0))
-    evaluation = evaluate_model(model, layout, catalog, 16, processes)
+    evaluation = evaluate_model(model, layout, catalog, "test", 16, processes)
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
     for batch in HeldOutReader(files, layout, 16, share, steps_of_all(files.num_rows, 16, processes.world_size)):
         evaluation.update(batch)

@@ -52,7 +52,7 @@ def test_commands_compose_to_their_dataclass(command: str) -> None:
 
 @pytest.mark.parametrize("source", shipped("data"))
 def test_every_source_composes(source: str) -> None:
-    extra = {"movielens": ["data.source=in"], "tabular": ["data.events=e.csv"]}.get(source, [])
+    extra = {"generated": [], "foreign": [], "tabular": ["data.events=e.csv"]}.get(source, ["data.source=in"])
     config = typed(compose("prepare", [f"data={source}", "data.dir=out", *extra]), PrepareConfig)
     if source == "foreign":  # its features are declared in the folder
         assert config.data == ForeignConfig(dir="out")

@@ -94,7 +94,7 @@ def test_the_exported_embeddings_reproduce_the_metrics(data: Path, two_tower: Pa
     assert queries["row"].to_pylist() == list(range(len(events)))
     scores = query_vectors @ item_vectors.T
     ranks = []
-    for row, target_id in enumerate(queries["target_item_id"].to_pylist()):
+    for row, (target_id,) in enumerate(queries["target_item_ids"].to_pylist()):
         target = row_of[target_id]
         left_out = np.array([item for item in events[row][SEEN] if item != target], dtype=int)
         at_least = scores[row] >= scores[row, target]

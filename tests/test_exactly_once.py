@@ -17,7 +17,7 @@ from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
 from trainer.data.order import TrainingOrder
 from trainer.data.row_groups import open_events
-from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
+from trainer.data.schema import ITEM_ROW, RAW_ITEM_ID, TRAIN_COUNT, VALIDATION_COUNT, Feature, Schema
 
 STREAMS = 6
 
@@ -38,7 +38,8 @@ def write(folder: Path, files: list[list[int]]) -> Schema:
                 users = np.arange(begin, begin + size, dtype=np.int32)
                 writer.write_table(pa.table([users, np.zeros(size, np.int32)], schema=schema))
                 begin += size
-    catalog = pa.table({RAW_ITEM_ID: [7], TRAIN_COUNT: [rows], "item_id": pa.array([1], pa.int32())})
+    counts = {TRAIN_COUNT: [rows], VALIDATION_COUNT: [0]}
+    catalog = pa.table({RAW_ITEM_ID: [7], **counts, "item_id": pa.array([1], pa.int32())})
     with pa.ipc.new_file(folder / "catalog.arrow", catalog.schema) as file:
         file.write_table(catalog)
     return Schema(features, 1, {"train": rows, "validation": 0, "test": 0}, 0, 0, "int64", "int64", "by hand")

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.damage import damage
-from tests.shop import IDS, candidate, catalog, rows, vocabulary
+from tests.shop import IDS, candidate, catalog, positives, rows, vocabulary
 from trainer.config import TabularConfig
 from trainer.data.preparation import Prepared, prepare_folder
 from trainer.data.schema import SPLITS
@@ -169,9 +169,10 @@ def compare(prepared: Prepared, folder: Path, events: list[tuple[Any, ...]], ite
     users = {index: user for user, index in vocabulary(folder, "user_id").items()}
     prepared_events = Counter(
         (row["raw_user_id"] if "raw_user_id" in row else users[row["user_id"]],
-         listed[row["item_row"]]["raw_item_id"], row["timestamp"])
+         listed[place]["raw_item_id"], row["timestamp"])
         for split in SPLITS
         for row in rows(folder, split)
+        for place in positives(row)
     )  # fmt: skip
     read = [
         (as_user(user), as_item(item), math.floor(float(time)) if "." in str(time) else int(time))

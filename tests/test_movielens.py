@@ -7,13 +7,20 @@ import duckdb
 import pytest
 import yaml
 
+from tests.ranks import RankPool
 from tests.shop import catalog, rows, vocabulary
 from trainer.config import CONFIG_DIR, FeatureConfig, MovieLensConfig, PrepareConfig
+from trainer.data.assembly import BatchAssembler
+from trainer.data.catalog import Catalog
 from trainer.data.engine import EVENTS, ITEMS, USERS
+from trainer.data.events import HeldOutReader
 from trainer.data.movielens import read_movielens
+from trainer.data.row_groups import open_events
 from trainer.data.schema import Schema, read_schema
 from trainer.errors import UserError
 from trainer.prepare import prepare
+from trainer.runtime.evaluation import evaluate_popularity
+from trainer.runtime.processes import Processes
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
@@ -153,11 +160,11 @@ def test_the_real_100k(tmp_path: Path) -> None:
     for row in rows(tmp_path, "test")[:50]:
         theirs = sorted((event for event in events if event[0] == row["raw_user_id"]), key=lambda event: event[3])
         seen = [items[place]["raw_item_id"] for place in row["seen"]]
-        assert [*seen, items[row["item_row"]]["raw_item_id"]] == [event[1] for event in theirs]
+        assert [*seen, *(items[place]["raw_item_id"] for place in row["targets"])] == [event[1] for event in theirs]
         assert [items[place]["raw_item_id"] for place in row["history"]] == seen[-50:]
 
 
-def test_the_real_1m(tmp_path: Path) -> None:
+def test_the_real_1m(tmp_path: Path, ranks: RankPool) -> None:
     schema = prepare_shared("ml-1m", tmp_path / "out")
     assert schema.num_events == {"train": 987_521, "validation": 6_040, "test": 6_040}
     assert {"hour", "weekday"} & {feature.name for feature in schema.features} == set()
@@ -165,5 +172,17 @@ def test_the_real_1m(tmp_path: Path) -> None:
     for line in (SHARED / "ml-1m" / "interactions.csv").read_text().splitlines()[1:]:
         user, item, _ = map(int, line.split(","))
         last[user] = item
-    items = catalog(tmp_path)
-    assert {row["raw_user_id"]: items[row["item_row"]]["raw_item_id"] for row in rows(tmp_path, "test")} == last
+    items, test = catalog(tmp_path), rows(tmp_path, "test")
+    found = {row["raw_user_id"]: [items[place]["raw_item_id"] for place in row["targets"]] for row in test}
+    assert found == {user: [item] for user, item in last.items()}
+
+    metrics = ranks.run(1, popularity, tmp_path / "out", schema)[0]
+    assert (round(metrics["recall@10"], 4), round(metrics["ndcg@10"], 4)) == (0.0363, 0.0178)  # known for these files
+
+
+def popularity(processes: Processes, folder: Path, schema: Schema) -> dict[str, float]:
+    items, files = Catalog(folder, schema), open_events(folder, schema, "test")
+    evaluation = evaluate_popularity(items, "test", processes)
+    for batch in HeldOutReader(files, BatchAssembler(schema, [schema.item_id], items), 2048, range(6040), 3):
+        evaluation.update(batch)
+    return evaluation.metrics([10])

@@ -34,8 +34,8 @@ def test_metrics_follow_from_the_two_exports_and_the_raw_events(tmp_path: Path) 
     item_vectors, query_vectors = (np.stack(table["embedding"].to_numpy()) for table in (items, queries))
     row_of = {item: row for row, item in enumerate(items["item_id"].to_pylist())}
     ranks = []
-    for query, user, target in zip(
-        query_vectors, queries["user_id"].to_pylist(), queries["target_item_id"].to_pylist(), strict=True
+    for query, user, (target,) in zip(
+        query_vectors, queries["user_id"].to_pylist(), queries["target_item_ids"].to_pylist(), strict=True
     ):
         events = seen[user]
         assert (max(events)[0], target) in events  # the last event; several may share its second

@@ -194,7 +194,7 @@ def test_events_without_timestamps_are_in_order_of_input(tmp_path: Path) -> None
     schema = prepare_shop(tmp_path, events, columns=ColumnsConfig(timestamp=None))
     items = [row["raw_item_id"] for row in catalog(tmp_path)]
     (test,) = rows(tmp_path, "test")
-    assert (test["raw_user_id"], items[test["item_row"]]) == ("u", 2)
+    assert (test["raw_user_id"], [items[place] for place in test["targets"]]) == ("u", [2])
     assert [items[place] for place in test["history"]] == [3, 1]
     assert "timestamp" not in test
     assert "history_age" not in test
@@ -226,12 +226,15 @@ def test_types_are_those_of_the_contract(tmp_path: Path) -> None:
     }
     assert {field.name: field.type for field in train} == expected
     test = pq.read_schema(tmp_path / "out/events/test/part-00000.parquet")
-    assert {field.name: field.type for field in test} == expected | {"raw_user_id": pa.int64(), "seen": int32s}
+    del expected["item_row"]
+    held_out = {"targets": int32s, "raw_user_id": pa.int64(), "seen": int32s}
+    assert {field.name: field.type for field in test} == expected | held_out
     stored = pa.ipc.open_file(tmp_path / "out/catalog.arrow").schema
     image = pa.list_(pa.field("element", pa.float32(), nullable=False), 1)
     assert {field.name: field.type for field in stored} == {
         "raw_item_id": pa.int64(),
         "train_count": pa.int64(),
+        "validation_count": pa.int64(),
         "item_id": pa.int32(),
         "tags": pa.large_list(int32s.value_field),
         "price": pa.float32(),
@@ -414,7 +417,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "two histories": ({"features": {"more": query("history")}}, r"data.features=.*expected at most one history"),
     "length": ({"features": {"history": query("history", length=0)}}, r"history.length=0: expected a number above 0"),
     "min_count": ({"features": {"item_id": candidate("id", min_count=0)}}, r"item_id.min_count=0"),
-    "split": ({"split": SplitConfig(by="item")}, r"data.split.by=item: expected one of leave_one_out, time, user"),
+    "split": (
+        {"split": SplitConfig(by="items")},
+        r"data.split.by=items: expected one of leave_one_out, time, user, random",
+    ),
     "shares": ({"split": SplitConfig(by="time", validation=0.5, test=0.5)}, r"shares that leave something to train on"),
     "share": ({"split": SplitConfig(by="time", test=1.5)}, r"data.split.test=1.5: expected a share in \(0, 1\)"),
     "buckets": (

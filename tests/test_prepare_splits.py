@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import EVENTS, Event, as_columns, assign, md5_lower, queries
-from tests.shop import candidate, catalog, events_of, prepare_shop, query, rows, vocabulary
+from tests.shop import candidate, catalog, events_of, positives, prepare_shop, query, rows, vocabulary
 from trainer.config import ColumnsConfig, SplitConfig
 from trainer.data.schema import SPLITS
 from trainer.errors import UserError
@@ -57,7 +57,7 @@ def test_rows_equal_those_of_plain_python(
     for name in SPLITS:
         found = []
         for row in rows(tmp_path, name):
-            item, history = named[row["item_row"]], [named[place] for place in row["history"]]
+            (item,), history = [named[place] for place in positives(row)], [named[place] for place in row["history"]]
             key: tuple[Any, ...] = (row["user_id"], item, row["timestamp"], history, row["history_age"])
             if name != "train":
                 key = (*key, row["raw_user_id"], [named[place] for place in row["seen"]])
@@ -84,7 +84,10 @@ def test_split_by_time_cuts_the_order_of_time_at_the_shares(tmp_path: Path, even
     first_validation = first_test - round(0.2 * len(events))
     items = [row["raw_item_id"] for row in catalog(tmp_path)]
     for split, part in (("validation", ordered[first_validation:first_test]), ("test", ordered[first_test:])):
-        found = [(row["raw_user_id"], items[row["item_row"]], row["timestamp"]) for row in rows(tmp_path, split)]
+        found = [
+            (row["raw_user_id"], *(items[place] for place in row["targets"]), row["timestamp"])
+            for row in rows(tmp_path, split)
+        ]
         assert found == part  # and in that order
 
 

@@ -8,58 +8,91 @@ from tests.ranks import RankPool
 from trainer.data.batch import QueryBatch
 from trainer.data.shares import share_of_rank
 from trainer.runtime import ranking
+from trainer.runtime.evaluation import Evaluation
 from trainer.runtime.processes import Processes
-from trainer.runtime.ranking import CatalogRanker
 
-ITEMS, PER_RANK = 29, 4
+ITEMS, PER_RANK = 29, 6
+COLD = torch.arange(ITEMS) % 5 == 2
+Scene = tuple[Tensor, Tensor, list[list[int]], list[list[int]]]
 
 
-def scene(world_size: int) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
-    """Items with exact ties, integer scores, and seen lists that sometimes hold the target."""
+def scene(world_size: int) -> Scene:
+    """Items with exact ties, integer scores, one to five targets, and seen lists that sometimes hold one."""
     generator = torch.Generator().manual_seed(world_size)
     items = torch.randint(-2, 3, (ITEMS, 3), generator=generator).float()
     queries = torch.randint(-2, 3, (PER_RANK * world_size, 3), generator=generator).float()
-    targets = torch.randint(ITEMS, (len(queries),), generator=generator)
-    seen = [torch.randint(ITEMS, (int(n),), generator=generator).tolist() for n in torch.randint(0, 9, (len(queries),))]
-    seen[0] = [int(targets[0]), *seen[0]]
+    targets, seen = [], []
+    for number in range(len(queries)):
+        targets.append(torch.randperm(ITEMS, generator=generator)[: 1 + number % 5].tolist())
+        seen.append(torch.randint(ITEMS, (3 * (number % 4),), generator=generator).tolist())
+    seen[0] = [*targets[0], *seen[0]]
+    targets[1], targets[2] = [2, 7], [0, 1]  # cold alone, warm alone
     return items, queries, targets, seen
 
 
-def ranked_one_query_at_a_time(processes: Processes, *arguments: Any) -> tuple[Tensor, Tensor]:
-    ranking.SCORES_AT_ONCE = 1
-    return ranked(processes, *arguments)
+def flat(lists: list[list[int]]) -> Tensor:
+    return torch.tensor([row for rows in lists for row in rows], dtype=torch.int64)
 
 
-def ranked(
-    processes: Processes, items: Tensor, queries: Tensor, targets: Tensor, seen: list[list[int]]
-) -> tuple[Tensor, Tensor]:
+def evaluated_one_at_a_time(processes: Processes, *arguments: Any) -> tuple[dict[str, float], Any]:
+    ranking.SCORES_AT_ONCE = ranking.COMPARED_AT_ONCE = 1
+    return evaluated(processes, *arguments)
+
+
+def evaluated(
+    processes: Processes, is_cold: Tensor, items: Tensor, queries: Tensor, targets: list[list[int]],
+    seen: list[list[int]],
+) -> tuple[dict[str, float], Any]:  # fmt: skip
     rows = share_of_rank(ITEMS, processes.rank, processes.world_size)
     here = slice(PER_RANK * processes.rank, PER_RANK * (processes.rank + 1))
     row = torch.arange(len(queries))
     row[-1] = -1  # the last only fills its batch
     batch = QueryBatch(
-        batch=None, row=row[here], target_row=targets[here],
-        seen_rows=torch.tensor([item for items in seen[here] for item in items], dtype=torch.int64),
-        seen_lengths=torch.tensor([len(items) for items in seen[here]]),
+        batch=None, row=row[here],
+        target_rows=flat(targets[here]), target_lengths=torch.tensor([*map(len, targets[here])]),
+        seen_rows=flat(seen[here]), seen_lengths=torch.tensor([*map(len, seen[here])]),
     )  # fmt: skip
-    return CatalogRanker(items[rows.start : rows.stop], rows.start).ranks(queries[here], batch)
+    evaluation = Evaluation(lambda _: queries[here], items[rows.start : rows.stop], rows.start, is_cold)
+    evaluation.update(batch)
+    return evaluation.metrics([1, 3, 10]), evaluation.sizes()
+
+
+def lists(scene: Scene, candidates: Tensor) -> list[list[int]]:
+    """Each query's targets as places in its list of candidates: by score, and among equals the targets last."""
+    found = []
+    for query, targets, left_out in zip(scene[1], scene[2], scene[3], strict=True):
+        scores = (scene[0] @ query).tolist()
+        listed = [item for item in range(ITEMS) if candidates[item] and (item in targets or item not in left_out)]
+        listed.sort(key=lambda item: (-scores[item], item in targets))
+        found.append([place for place, item in enumerate(listed, 1) if item in targets])
+    return found[:-1]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_ranks_by_brute_force_ties_against_the_target(ranks: RankPool, world_size: int) -> None:
-    items, queries, targets, seen = scene(world_size)
-    expected = []
-    for query, target, left_out in zip(queries, targets.tolist(), seen, strict=True):
-        scores = (items @ query).tolist()
-        others = [item for item in range(ITEMS) if item != target and item not in left_out]
-        expected.append(1 + sum(scores[item] >= scores[target] for item in others))
-    for function in (ranked, ranked_one_query_at_a_time):
-        for rank_Q, row_Q in ranks.run(world_size, function, items, queries, targets, seen):
-            assert rank_Q.tolist() == expected
-            assert row_Q.tolist() == [*range(len(queries) - 1), -1]
+def test_lists_by_brute_force_ties_against_the_targets(ranks: RankPool, world_size: int) -> None:
+    drawn = scene(world_size)
+    places = {"": lists(drawn, COLD | True), "cold/": lists(drawn, COLD), "warm/": lists(drawn, ~COLD)}
+    sizes_of_lists = (ITEMS, int(COLD.sum()), int((~COLD).sum()))
+    for function in (evaluated, evaluated_one_at_a_time):
+        for metrics, sizes in ranks.run(world_size, function, COLD, *drawn):
+            assert len(metrics) == 3 * 4 * 3
+            for (prefix, found), items in zip(places.items(), sizes_of_lists, strict=True):
+                asked = [its for its in found if its]
+                assert sizes[prefix] == (len(asked), items)
+                for k in (1, 3, 10):
+                    share = sum(sum(place <= k for place in its) / len(its) for its in asked) / len(asked)
+                    assert metrics[f"{prefix}recall@{k}"] == pytest.approx(share)
+                    first = sum((its[0] <= k) / its[0] for its in asked) / len(asked)
+                    assert metrics[f"{prefix}mrr@{k}"] == pytest.approx(first)
+    assert len(lists(drawn, COLD | True)) > len([its for its in places["cold/"] if its])
 
 
-def test_a_diverged_model_ranks_last(ranks: RankPool) -> None:
+def test_a_diverged_model_finds_nothing(ranks: RankPool) -> None:
     items, queries, targets, seen = scene(2)
-    for rank_Q, _ in ranks.run(2, ranked, items, queries * torch.nan, targets, seen):
-        assert rank_Q.tolist() == [ITEMS] * len(queries)
+    for metrics, _ in ranks.run(2, evaluated, COLD, items, queries * torch.nan, targets, seen):
+        assert {value for name, value in metrics.items() if not name.endswith("@10")} == {0.0}
+
+
+def test_without_cold_items_there_is_one_list(ranks: RankPool) -> None:
+    (with_cold,), (without,) = (ranks.run(1, evaluated, cold, *scene(1)) for cold in (COLD, COLD & False))
+    assert without[0] == {name: value for name, value in with_cold[0].items() if "/" not in name}

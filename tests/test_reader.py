@@ -16,7 +16,7 @@ from trainer.data.catalog import Catalog
 from trainer.data.events import HeldOutReader, TrainingReader
 from trainer.data.order import TrainingOrder
 from trainer.data.row_groups import open_events
-from trainer.data.schema import ITEM_ROW, SEEN, read_schema
+from trainer.data.schema import ITEM_ROW, SEEN, TARGETS, read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.errors import UserError
 
@@ -120,12 +120,13 @@ def test_held_out_rows_come_once_in_order_in_equal_batches(prepared: Path, world
         assert len(batches) == steps
         for batch in batches:
             assert len(batch.row) == batch_size == batch.batch.query_dense.shape[0]
+            targets = batch.target_rows.split(batch.target_lengths.tolist())
             seen = batch.seen_rows.split(batch.seen_lengths.tolist())
             for position, row in enumerate(batch.row.tolist()):
                 if row >= 0:
                     seen_rows.append(row)
                     assert seen[position].tolist() == events[row][SEEN]
-                    assert batch.target_row[position] == events[row][ITEM_ROW]
+                    assert targets[position].tolist() == events[row][TARGETS]
                     user = batch.batch.sparse_features["user_id"].to_dense()[position]
                     assert user.tolist() == [events[row]["user_id"]]
     assert seen_rows == list(range(len(events)))

@@ -12,7 +12,7 @@ import pytest
 from tests.prepared import ITEMS, ROW_GROUP, ROWS, SCHEMA
 from trainer.data.footers import footer_checksums
 from trainer.data.row_groups import open_events
-from trainer.data.schema import ITEM_ROW, RAW_USER_ID, SEEN
+from trainer.data.schema import ITEM_ROW, RAW_USER_ID, SEEN, TARGETS
 from trainer.errors import UserError
 
 PART = "part-00001.parquet"
@@ -59,7 +59,7 @@ def cast(name: str, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
 
 def test_rows_are_those_of_the_files(prepared: Path) -> None:
     expected = pq.read_table(prepared / "events" / "test").select(
-        [ITEM_ROW, "user_id", "age", "hour", "history", RAW_USER_ID, SEEN]
+        [TARGETS, "user_id", "age", "hour", "history", RAW_USER_ID, SEEN]
     )
     tables = read_all(prepared, "test")
     assert [len(table) for table in tables] == list(open_events(prepared, SCHEMA, "test").sizes)
@@ -78,6 +78,8 @@ def test_rows_are_those_of_the_files(prepared: Path) -> None:
         ("train", "history", None, r"row 5=null: expected no null"),
         ("train", "history", [1, None], r"row 5=null in a list: expected no null"),
         ("train", "age", float("inf"), r"row 5=inf: expected finite numbers, or NaN"),
+        ("test", TARGETS, [], r"row 5=a list of 0: expected 1 to"),
+        ("test", TARGETS, [4, 2, 4], r"row 5=4 twice in a list: expected every value once"),
         ("test", SEEN, [ITEMS], rf"{ITEMS}: expected -1 to 39|{ITEMS} in a list: expected -1 to 39"),
         ("test", RAW_USER_ID, None, r"1 nulls: expected none|row 5=null: expected no null"),
     ],

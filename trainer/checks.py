@@ -1,5 +1,7 @@
 """Checks that need nothing but the config, made before data is opened or a process group exists."""
 
+import re
+
 from trainer.config import EvaluateConfig, ExportConfig, LossConfig, ModelConfig, TrainConfig, TrainDataConfig
 from trainer.errors import UserError
 
@@ -72,9 +74,8 @@ def check_train_config(config: TrainConfig) -> None:
             raise UserError(name, share, "a share in [0, 1)", f"set {name}=0.1")
     require_one_of("optimizer.embedding", config.optimizer.embedding, ("rowwise_adagrad", "sgd"))
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
-    metric, _, k = config.run.monitor.partition("@")
-    if metric not in ("val/recall", "val/ndcg", "val/mrr") or not k.isdigit() or int(k) < 1:
-        expected = "one of val/recall@k, val/ndcg@k, val/mrr@k"
+    if not re.fullmatch(r"val/((cold|warm)/)?(recall|ndcg|mrr|hit_rate)@0*[1-9]\d*", config.run.monitor):
+        expected = "one of val/recall@k, val/ndcg@k, val/mrr@k, val/hit_rate@k, or the same of val/cold/ or val/warm/"
         raise UserError("run.monitor", config.run.monitor, expected, "set run.monitor=val/recall@100")
     sharding = config.sharding
     chosen = {"ids": sharding.ids, "categoricals": sharding.categoricals}

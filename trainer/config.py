@@ -68,11 +68,18 @@ class SplitConfig:
 
     by: str = "leave_one_out"
     """leave_one_out: each user's last event is test, the one before it validation, where the user has three or more;
-    time: the last events overall, by the shares below; user: all events of some users, by the shares below."""
+    time: the last events overall, by the shares below; user: all events of some users, by the shares below. In these,
+    every held-out event is a query of its own, and all events before it are its history.
+    random: of each user's events, shares drawn at random; item: all events of some items, which are cold then; given:
+    as a column of the source says. In these, a user has one query with all that is held out of theirs as targets;
+    history and seen are their training events, and for test those of validation too."""
     validation: float = 0.1
-    """By time: share of all events. By user: share of the users."""
+    """By time: share of all events. By user: of the users. By random: of a user's events, rounded down. By item: of the
+    items. By given: what is drawn from the events given as train, where none is given as validation."""
     test: float = 0.1
-    """Likewise."""
+    """Likewise; nothing by given."""
+    validation_by: str = "random"
+    """By given: how validation is drawn, random or item."""
 
 
 @dataclass
@@ -120,6 +127,8 @@ class ColumnsConfig:
     """Null when the events are merely listed in order."""
     weight: str | None = None
     """How much an event counts in the loss, 0 or more, as in views weighed by how long they lasted; null: all alike."""
+    split: str | None = None
+    """Column that says train, validation or test, for split.by=given."""
     items_item_id: str | None = None
     """Name of the item id in the items, where it is another than in the events."""
     users_user_id: str | None = None
@@ -142,6 +151,22 @@ class TabularConfig(PreparedConfig):
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     timestamp_unit: str = "s"
     """Unit of a timestamp that is a number: s, ms, us or ns."""
+
+
+@dataclass
+class UserItemListsConfig(PreparedConfig):
+    """A folder with train.txt and test.txt as LightGCN's data sets have them: a line a user id and the items' ids."""
+
+    source: str = MISSING
+    """The folder."""
+
+
+@dataclass
+class CiteULikeConfig(PreparedConfig):
+    """A folder of citeulike-a or -t: users.dat, mult.dat, vocabulary.dat; cold_items.txt names the cold articles."""
+
+    source: str = MISSING
+    """The folder."""
 
 
 @dataclass
@@ -336,7 +361,9 @@ class RunConfig:
     validation_batch_size_per_rank: int = 1024
     """Queries a rank scores at a time."""
     monitor: str = "val/recall@100"
-    """The metric that decides the best checkpoint and when to stop."""
+    """The metric that decides the best checkpoint and when to stop: recall, ndcg, mrr or hit_rate at any k. Of
+    val/cold/recall@100 cold items alone are candidates and targets, of val/warm/recall@100 the others; cold are those
+    without training events."""
     patience: int = 3
     """Validations without a better monitor before training stops."""
     log_every: int = 20
@@ -380,7 +407,7 @@ class EvaluationConfig:
     split: str = "test"
     """test or validation."""
     k: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50, 100])
-    """Cut-offs of recall, NDCG and MRR."""
+    """Cut-offs of recall, NDCG, MRR and hit rate."""
     batch_size_per_rank: int = 1024
     """Queries a rank scores at a time against its share of the catalogue."""
 
@@ -440,6 +467,8 @@ def register_configs() -> None:
     store.store(name="export_schema", node=ExportConfig)
     store.store(group="data", name="movielens_schema", node=MovieLensConfig)
     store.store(group="data", name="tabular_schema", node=TabularConfig)
+    store.store(group="data", name="user_item_lists_schema", node=UserItemListsConfig)
+    store.store(group="data", name="citeulike_schema", node=CiteULikeConfig)
     store.store(group="data", name="generated_schema", node=GeneratedConfig)
     store.store(group="data", name="foreign_schema", node=ForeignConfig)
 

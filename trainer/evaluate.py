@@ -26,7 +26,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Ranks every held-out item of a split over the whole catalogue, by the model and by popularity.
 
     Returns:
-        Metrics by name, such as `test/recall@10` and `test/popularity/recall@10`; also written to RUN/metrics.json, in
+        Metrics by name, such as `test/recall@10` and `test/popularity/recall@10`, and where there are cold items also
+        `test/cold/recall@10` and `test/warm/recall@10` (see Evaluation.metrics); written to RUN/metrics.json too, in
         place of what an earlier evaluation left there.
 
     Raises:
@@ -56,8 +57,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     with joined(processes):
         model = load_model(run, batch_size_per_rank, processes)
         evaluations = {
-            "": evaluate_model(model, run.assembler, run.catalog, batch_size_per_rank, processes),
-            "popularity/": evaluate_popularity(run.catalog, processes),
+            "": evaluate_model(model, run.assembler, run.catalog, split, batch_size_per_rank, processes),
+            "popularity/": evaluate_popularity(run.catalog, split, processes),
         }
         for batch in tqdm(reader, desc="evaluate", unit="batch", disable=not processes.is_first):
             here = batch.to(processes.device)
@@ -70,15 +71,25 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     }
     if processes.is_first:
         path = run_directory.write(config.run.dir, "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        print(
-            f"{files.num_rows:,} queries of {split}, {run.schema.num_items:,} items, checkpoint {run.checkpoint.name}"
-        )
-        print(f"{'':<20}{'model':>10}{'popularity':>14}")
-        for name in evaluations[""].metrics(config.evaluate.k):
-            model_value, popularity = metrics[f"{split}/{name}"], metrics[f"{split}/popularity/{name}"]
-            print(f"{split + '/' + name:<20}{model_value:>10.4f}{popularity:>14.4f}")
+        print(f"checkpoint {run.checkpoint.name}")
+        _print_table(split, metrics, evaluations[""].sizes())
         print(f"written to {path}")
     return metrics
+
+
+def _print_table(split: str, metrics: dict[str, float], sizes: dict[str, tuple[int, int]]) -> None:
+    """Two columns for all items, and where there are cold ones, two for these and two for the others."""
+    every, _ = sizes[""]
+    for prefix, (queries, items) in sizes.items():
+        left_out = f" ({every - queries:,} queries of {split} have no such target)" if queries < every else ""
+        print(f"{prefix.strip('/') or 'all':<5}{queries:,} queries of {split}, {items:,} items{left_out}")
+    print(" " * 20 + "".join(f"{prefix + 'model':>16}{'popularity':>12}" for prefix in sizes))
+    for name in metrics:
+        if name.count("/") == 1:
+            metric = name.removeprefix(f"{split}/")
+            pairs = [(metrics[f"{split}/{prefix}{metric}"], metrics[f"{split}/popularity/{prefix}{metric}"])
+                     for prefix in sizes]  # fmt: skip
+            print(f"{name:<20}" + "".join(f"{model:>16.4f}{popularity:>12.4f}" for model, popularity in pairs))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from trainer.config import (
     CONFIG_DIR,
+    CiteULikeConfig,
     ForeignConfig,
     GeneratedConfig,
     MovieLensConfig,
     PrepareConfig,
     TabularConfig,
+    UserItemListsConfig,
     register_configs,
     run_command,
     typed,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 register_configs()
 
-_SOURCES = "movielens, tabular, generated or foreign"
+_SOURCES = "movielens, user_item_lists, citeulike, tabular, generated or foreign"
 
 
 def prepare(config: PrepareConfig) -> Schema:
@@ -38,11 +40,13 @@ def prepare(config: PrepareConfig) -> Schema:
         UserError: the config or the data is not as it should be; nothing is left behind.
     """
     # Not needed to print --help or to refuse a typo.
+    from trainer.data.citeulike import read_citeulike
     from trainer.data.foreign import complete_folder
     from trainer.data.generated import read_generated
     from trainer.data.movielens import read_movielens
     from trainer.data.preparation import prepare_folder
     from trainer.data.tabular import read_tabular
+    from trainer.data.user_item_lists import read_user_item_lists
 
     match config.data:
         case ForeignConfig() as data:
@@ -53,6 +57,10 @@ def prepare(config: PrepareConfig) -> Schema:
             return schema
         case MovieLensConfig() as data:
             read = partial(read_movielens, data)
+        case UserItemListsConfig() as data:
+            read = partial(read_user_item_lists, data)
+        case CiteULikeConfig() as data:
+            read = partial(read_citeulike, data)
         case TabularConfig() as data:
             read = partial(read_tabular, data)
         case GeneratedConfig() as data:

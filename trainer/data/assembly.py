@@ -16,9 +16,9 @@ from trainer.data.distinct import DistinctItems, distinct_items
 from trainer.data.event_histories import event_histories
 from trainer.data.id_dropout import hidden_ids
 from trainer.data.layouts import EventRows, Rows, SequenceRows, lists
-from trainer.data.ragged import Ragged
 from trainer.data.negatives import uniform_rows
-from trainer.data.schema import HISTORY_AGE, ITEM_ROW, SEEN, TIMESTAMP, WEIGHT, Feature, Schema
+from trainer.data.ragged import Ragged
+from trainer.data.schema import HISTORY_AGE, ITEM_ROW, SEEN, TARGETS, TIMESTAMP, WEIGHT, Feature, Schema
 from trainer.data.shares import share_of_rank
 
 _NONE = np.empty(0, np.int64)
@@ -85,12 +85,12 @@ class BatchAssembler:
 
     def query_batch(self, events: pa.Table, row: np.ndarray) -> QueryBatch:
         """Held-out events as queries; `row` int64 [B] is as in QueryBatch."""
-        rows = EventRows(events, self._history)
-        seen = lists(events, SEEN)
+        rows, targets, seen = EventRows(events, self._history), lists(events, TARGETS), lists(events, SEEN)
         return QueryBatch(
             self._batch(rows, _NONE, _NONE),
             row=torch.from_numpy(row),
-            target_row=_int64(rows.positive_row),
+            target_rows=_int64(targets.values),
+            target_lengths=_int64(targets.lengths),
             seen_rows=_int64(seen.values),
             seen_lengths=_int64(seen.lengths),
         )

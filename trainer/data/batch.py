@@ -131,14 +131,16 @@ class QueryBatch:
         batch: RetrievalBatch whose query side is filled.
         row: int64 [B], row number in the split; -1 for a row that only fills the batch, so that every rank takes
             the same number of equal batches.
-        target_row: int64 [B], catalogue row of the positive.
+        target_rows: int64 [total], catalogue rows of the positives, of all B rows end to end.
+        target_lengths: int64 [B], how many of them each row has: one or more.
         seen_rows: int64 [total], catalogue rows the users had already seen, of all B rows end to end.
         seen_lengths: int64 [B], how many of them each row has.
     """
 
     batch: RetrievalBatch
     row: Tensor
-    target_row: Tensor
+    target_rows: Tensor
+    target_lengths: Tensor
     seen_rows: Tensor
     seen_lengths: Tensor
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from trainer.data.catalog_file import CHECKSUM, checksum
 from trainer.data.contract import Column, catalog_columns, check_alike, is_list
 from trainer.data.ragged import Ragged, gather_lists
-from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, Feature, Schema
+from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, VALIDATION_COUNT, Feature, Schema
 from trainer.errors import UserError
 
 
@@ -75,6 +75,13 @@ class Catalog:
     def train_counts(self) -> np.ndarray:
         """int64 [items]: training events of each item."""
         return self._column(TRAIN_COUNT).to_numpy()
+
+    def counts_before(self, split: str) -> np.ndarray:
+        """int64 [items]: events of each item that come before a held-out split; an item without any is cold there.
+
+        Before validation come the training events, before test those of validation too: they are in histories by then.
+        """
+        return self.train_counts() + (self._column(VALIDATION_COUNT).to_numpy() if split == "test" else 0)
 
     def train_share(self, rows: np.ndarray) -> np.ndarray:
         """float32 [rows]: each item's share of the training events."""

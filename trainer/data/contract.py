@@ -13,8 +13,10 @@ from trainer.data.schema import (
     RAW_ITEM_ID,
     RAW_USER_ID,
     SEEN,
+    TARGETS,
     TIMESTAMP,
     TRAIN_COUNT,
+    VALIDATION_COUNT,
     WEIGHT,
     Feature,
     Schema,
@@ -84,11 +86,13 @@ class Lists:
         elements: what they hold.
         lengths: what their lengths must be in.
         like: the column whose lists are as long, one by one, at every level that both have.
+        distinct: whether a list of integers has each once.
     """
 
     elements: "Values | Lists"
     lengths: range
     like: str = ""
+    distinct: bool = False
 
     @property
     def expected(self) -> str:
@@ -107,13 +111,14 @@ class Lists:
             return int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))), "null", "no null"
         elements, offsets = list_parts(column)
         lengths = np.diff(offsets)
-        if len(lengths) and not (lengths.min() in self.lengths and lengths.max() in self.lengths):
+        # as ints of Python: a range looks for others one by one
+        if len(lengths) and not (int(lengths.min()) in self.lengths and int(lengths.max()) in self.lengths):
             row = int(np.argmax((lengths < self.lengths.start) | (lengths >= self.lengths.stop)))
             few, most = self.lengths.start, self.lengths.stop - 1
             return row, f"a list of {lengths[row]}", f"{few} values" if few == most else f"{few} to {most} values"
         found = self.elements.first_wrong(elements)
         if found is None:
-            return None
+            return _first_repeated(elements.to_numpy(), lengths) if self.distinct else None
         element, value, expected = found
         return int(np.searchsorted(offsets, element, side="right")) - 1, f"{value} in a list", expected
 
@@ -127,6 +132,16 @@ class Lists:
             return None
         found = replace(self.elements, like=self.like).first_unlike(elements, others)
         return found and (int(np.searchsorted(offsets, found[0], side="right")) - 1, f"{found[1]} in a list", found[2])
+
+
+def _first_repeated(values: np.ndarray, lengths: np.ndarray) -> Wrong | None:
+    list_of = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((values, list_of))
+    again = (np.diff(values[order]) == 0) & (np.diff(list_of[order]) == 0)
+    if not again.any():
+        return None
+    place = order[np.argmax(again)]
+    return int(list_of[place]), f"{values[place]} twice in a list", "every value once"
 
 
 Column = Values | Lists
@@ -183,7 +198,12 @@ _AGES = Values((pa.int64(),), range(1 << 63))
 
 def event_columns(schema: Schema, split: str) -> dict[str, Column]:
     """Columns of a split's files, by name."""
-    columns: dict[str, Column] = {ITEM_ROW: Values(_ROWS, range(schema.num_items))}
+    item = Values(_ROWS, range(schema.num_items))
+    columns: dict[str, Column] = {}
+    if split == "train":
+        columns[ITEM_ROW] = item
+    else:
+        columns[TARGETS] = Lists(item, range(1, _ANY_LENGTH.stop), distinct=True)
     columns |= _feature_columns(schema, "query")
     if schema.timestamps:
         columns[TIMESTAMP] = _TIMES
@@ -220,7 +240,7 @@ def _per_event(column: Column, lengths: range) -> Lists:
 def catalog_columns(schema: Schema) -> dict[str, Column]:
     """Columns of the catalogue, by name."""
     columns: dict[str, Column] = {RAW_ITEM_ID: Values(_IDS[schema.item_id_type])}
-    columns[TRAIN_COUNT] = Values((pa.int64(),), range(1 << 62))
+    columns |= {name: Values((pa.int64(),), range(1 << 62)) for name in (TRAIN_COUNT, VALIDATION_COUNT)}
     return columns | _feature_columns(schema, "candidate")
 
 

@@ -32,7 +32,8 @@ EVENTS, ITEMS, USERS = "source_events", "source_items", "source_users"
 
     source_events(user_id, item_id, timestamp BIGINT in seconds or absent, seq BIGINT: input order, ...,
                   input_row BIGINT: input order, where seq is that of a finer clock,
-                  sample_weight DOUBLE or absent)
+                  sample_weight DOUBLE or absent,
+                  split VARCHAR: train, validation or test, for data.split.by=given)
     source_items(item_id, ...)    source_users(user_id, ...)
 """
 
@@ -233,6 +234,21 @@ def quoted(name: str) -> str:
 def literal(text: str) -> str:
     """A string as SQL."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def double(number: float) -> str:
+    """SQL of exactly this number; a literal with a point would be a decimal."""
+    return f"CAST('{number!r}' AS DOUBLE)"
+
+
+def place_of(kind: str, id_: str, seed: int) -> str:
+    """SQL of a user's or item's place in [0, 1], which says what is held out: of the seed and the id alone.
+
+    It is the lower 64 bits of the MD5 of the text SEED:KIND:ID over 2^64, in Python's terms:
+
+        int.from_bytes(hashlib.md5(f"{seed}:user:{user_id}".encode()).digest()[8:], "little") / 2**64
+    """
+    return f"CAST(md5_number_lower('{seed}:{kind}:' || {id_}) AS DOUBLE) / {double(2.0**64)}"
 
 
 def shuffled(seed: int, value: str) -> str:

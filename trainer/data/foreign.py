@@ -31,7 +31,9 @@ from trainer.data.schema import (
     RAW_ITEM_ID,
     SEEN,
     SPLITS,
+    TARGETS,
     TRAIN_COUNT,
+    VALIDATION_COUNT,
     Feature,
     Schema,
     check_features,
@@ -62,13 +64,15 @@ def complete_folder(config: ForeignConfig, memory_limit: str) -> Schema:
 def _complete(folder: Path, memory_limit: str) -> Schema:
     schema = _declared(folder)
     schema, items, splits, sequences = _open(folder, schema)
-    train_count = np.zeros(schema.num_items, np.int64)
+    train_count, validation_count = np.zeros((2, schema.num_items), np.int64)
     for split, rows in splits.items():
         for number, table in enumerate(_read(rows, f"events/{split}")):
             if split == "train":
                 np.add.at(train_count, one_array(table, ITEM_ROW).to_numpy(), 1)
             else:
                 _check_seen(folder, split, number, table, schema)
+            if split == "validation":
+                np.add.at(validation_count, list_parts(one_array(table, TARGETS))[0].to_numpy(), 1)
             _check_ages(folder, split, number, table)
     in_sequences = np.zeros(schema.num_items, np.int64)
     for table in _read(sequences, "sequences"):
@@ -78,7 +82,8 @@ def _complete(folder: Path, memory_limit: str) -> Schema:
     schema = replace(schema, num_events=schema.num_events | {"train": int(train_count.sum())})
     check_ids(folder, schema, train_count if splits["train"].num_rows else None, memory_limit)
     partial = folder / "catalog.arrow.partial"
-    write_catalog(partial, _catalog_batches(_read(items, "catalog"), schema, train_count))
+    counts = {TRAIN_COUNT: train_count, VALIDATION_COUNT: validation_count}
+    write_catalog(partial, _catalog_batches(_read(items, "catalog"), schema, counts))
     os.replace(partial, folder / "catalog.arrow")
     schema = replace(schema, fingerprint=fingerprint(folder), footers=footer_checksums(folder))
     (folder / "schema.json.partial").write_text(schema.to_json())
@@ -128,7 +133,9 @@ def _open(folder: Path, schema: Schema) -> tuple[Schema, RowGroups, dict[str, Ro
     ]
     if strays:
         raise UserError(str(strays[0]), "a name that is not read", "files named part-*.parquet", "rename or remove it")
-    columns = {name: column for name, column in catalog_columns(schema).items() if name != TRAIN_COUNT}
+    columns = {
+        name: column for name, column in catalog_columns(schema).items() if name not in (TRAIN_COUNT, VALIDATION_COUNT)
+    }
     items = RowGroups(folder / "catalog", columns)
     schema = replace(schema, num_items=items.num_rows)
     splits = {split: RowGroups(folder / "events" / split, event_columns(schema, split)) for split in SPLITS}
@@ -186,13 +193,13 @@ def _positives(table: pa.Table) -> NDArray[np.int64]:
 
 
 def _catalog_batches(
-    tables: Iterator[pa.Table], schema: Schema, train_count: NDArray[np.int64]
+    tables: Iterator[pa.Table], schema: Schema, counts: dict[str, NDArray[np.int64]]
 ) -> Iterator[pa.RecordBatch]:
     """The items in the columns that prepare would write."""
     start = 0
     for table in tables:
         columns = {RAW_ITEM_ID: one_array(table, RAW_ITEM_ID)}
-        columns[TRAIN_COUNT] = pa.array(train_count[start : start + len(table)])
+        columns |= {name: pa.array(count[start : start + len(table)]) for name, count in counts.items()}
         for feature in schema.side("candidate"):
             column = one_array(table, feature.name)
             if feature.kind == "vector":  # few engines know lists of a fixed size

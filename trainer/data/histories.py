@@ -50,18 +50,22 @@ class Histories:
             list<int32> [B] of catalogue rows.
         """
         lengths = position if length is None else np.minimum(position, length)
-        offsets, earlier = _stretches(place - lengths, lengths)
-        return lists_of(offsets, pa.array(self.rows[earlier]))
+        return self.stretches(place - lengths, lengths)
+
+    def stretches(self, begin: NDArray[np.int64], lengths: NDArray[np.int64]) -> pa.ListArray:
+        """list<int32> [B] of catalogue rows: so many events from each `begin` on, int64 [B] both."""
+        offsets, places = _places(begin, lengths)
+        return lists_of(offsets, pa.array(self.rows[places]))
 
     def ages(self, place: NDArray[np.int64], position: NDArray[np.int64], length: int) -> pa.ListArray:
         """How long before each event those of `before` were: list<int64> [B] of seconds, for events with times."""
         assert self.times is not None
         lengths = np.minimum(position, length)
-        offsets, earlier = _stretches(place - lengths, lengths)
+        offsets, earlier = _places(place - lengths, lengths)
         return lists_of(offsets, pa.array(np.repeat(self.times[place], lengths) - self.times[earlier]))
 
 
-def _stretches(begin: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _places(begin: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Offsets [B + 1] of lists of so many places from each `begin` on, and the places end to end."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return offsets, np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths)

@@ -20,15 +20,18 @@ class Rows(Protocol):
         num_rows: R.
         num_queries: Q.
         query_row: int64 [Q] ascending, the row of each query; None where each row is one.
-        positive_row: int64 [Q], catalogue rows.
         seen: int64 [Q], how many events of its row each query has seen.
     """
 
     num_rows: int
     num_queries: int
     query_row: np.ndarray | None
-    positive_row: np.ndarray
     seen: np.ndarray
+
+    @property
+    def positive_row(self) -> np.ndarray:
+        """int64 [Q], catalogue rows, of training rows."""
+        ...
 
     def sparse(self, feature: Feature) -> Ragged:
         """Table rows of a query feature: a list for each row, or for each query where it is the event's."""
@@ -65,9 +68,13 @@ class EventRows:
     def __init__(self, events: pa.Table, history: Feature | None) -> None:
         self._events, self._history = events, history
         self.num_rows = self.num_queries = len(events)
-        self.query_row = None
-        self.positive_row = _scalars(events, ITEM_ROW)
+        self.query_row: np.ndarray | None = None
         self.seen = self.histories().lengths if history else np.zeros(len(events), np.int64)
+
+    @property
+    def positive_row(self) -> np.ndarray:
+        """The column of that kind, which held-out rows lack."""
+        return _scalars(self._events, ITEM_ROW)
 
     def sparse(self, feature: Feature) -> Ragged:
         """A list for each row."""

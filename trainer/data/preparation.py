@@ -145,7 +145,7 @@ def _run(
     rows, told = read_tables(connection, config, source, inputs)
     notes += told
     stages.begin("ordering")
-    order_events(connection, config.split, config.seed)
+    notes += order_events(connection, config.split, config.seed)
     num_events = count_splits(connection)
     if "sequence" in config.layouts:
         notes += count_trained_users(connection)

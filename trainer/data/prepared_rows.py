@@ -9,7 +9,18 @@ from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import SAMPLE_WEIGHT, Connection, columns, shuffled, stream
 from trainer.data.histories import Histories
 from trainer.data.prepared_files import regroup
-from trainer.data.schema import HISTORY_AGE, ITEM_ROW, RAW_ITEM_ID, RAW_USER_ID, SEEN, TIMESTAMP, TRAIN_COUNT, WEIGHT
+from trainer.data.schema import (
+    HISTORY_AGE,
+    ITEM_ROW,
+    RAW_ITEM_ID,
+    RAW_USER_ID,
+    SEEN,
+    TARGETS,
+    TIMESTAMP,
+    TRAIN_COUNT,
+    VALIDATION_COUNT,
+    WEIGHT,
+)
 
 CATALOG_BATCH = 1 << 16
 
@@ -17,14 +28,17 @@ CATALOG_BATCH = 1 << 16
 def catalog_batches(connection: Connection, encoders: list[ColumnEncoder]) -> Iterator[pa.RecordBatch]:
     """Rows of catalog.arrow, in order of item_row."""
     query = f"""
-        SELECT catalog.item_id, coalesce(train_count, 0) AS train_count, {_selected(encoders)}
+        SELECT catalog.item_id, coalesce(train_count, 0) AS train_count,
+               coalesce(validation_count, 0) AS validation_count, {_selected(encoders)}
         FROM catalog
-        LEFT JOIN (SELECT item_row, count(*) AS train_count FROM events WHERE split = 'train' GROUP BY item_row)
-            USING (item_row)
+        LEFT JOIN (SELECT item_row, count(*) FILTER (split = 'train') AS train_count,
+                          count(*) FILTER (split = 'validation') AS validation_count
+                   FROM events GROUP BY item_row) USING (item_row)
         {" ".join(encoder.join for encoder in encoders)}
         ORDER BY item_row"""
     for batch in regroup(stream(connection, query, CATALOG_BATCH), CATALOG_BATCH):
-        stored = {RAW_ITEM_ID: batch["item_id"], TRAIN_COUNT: batch["train_count"].cast(pa.int64())}
+        stored = {RAW_ITEM_ID: batch["item_id"]}
+        stored |= {name: batch[name].cast(pa.int64()) for name in (TRAIN_COUNT, VALIDATION_COUNT)}
         yield record_batch(stored | _encoded(batch, encoders))
 
 
@@ -33,22 +47,27 @@ def event_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Rows of a split's files in batches of a row group.
 
-    Training rows are in pseudo-random order, so that every row group is a random sample; the others in order of time.
+    Training rows are in pseudo-random order, so that every row group is a random sample; the others in order of time. A
+    held-out row's targets are the events from its own on, as many as `num_targets` says.
     """
     event_columns = columns(connection, "events")
     has_time, has_weight = TIMESTAMP in event_columns, SAMPLE_WEIGHT in event_columns and split == "train"
     order = shuffled(config.seed, "seq") if split == "train" else "timestamp, seq" if has_time else "seq"
     query = f"""
-        SELECT item_row, start + position AS place, position, {"timestamp," if has_time else ""}
+        SELECT item_row, start + position AS place, position, num_targets, {"timestamp," if has_time else ""}
                {f"{SAMPLE_WEIGHT}," if has_weight else ""}
                {_selected(encoders)} {"" if split == "train" else "events.user_id"}
         FROM events {joined(connection, encoders)}
-        WHERE split = '{split}'
+        WHERE split = '{split}' {"" if split == "train" else "AND num_targets > 0"}
         ORDER BY {order}"""
     reader = stream(connection, query, config.row_group_size)
     for batch in regroup(reader, config.row_group_size):
         place, position = batch["place"].to_numpy(), batch["position"].to_numpy()
-        stored = {ITEM_ROW: batch["item_row"]} | _encoded(batch, encoders)
+        if split == "train":
+            stored = {ITEM_ROW: batch["item_row"]}
+        else:
+            stored = {TARGETS: histories.stretches(place, batch["num_targets"].to_numpy())}
+        stored |= _encoded(batch, encoders)
         for encoder in encoders:
             if encoder.input.kind == "history":
                 length = encoder.input.config.length

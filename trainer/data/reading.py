@@ -61,6 +61,9 @@ def read_tables(
     """
     counts = {}
     others = ["timestamp", "seq", "input_row", SAMPLE_WEIGHT]
+    if config.split.by == "given":
+        _check_given(connection, source)
+        others.append("split")
     events = _read(connection, source, EVENTS, "read_events", ["user_id", "item_id"], others, inputs)
     _check_sample_weights(connection, source)
     notes = _check_times(connection) + _count_unordered(connection)
@@ -119,7 +122,7 @@ def _read(
         if count:
             first = source.first(connection, view, selected, f"{column} IS NULL")
             # What int64 cannot hold is null by now.
-            expected = "an int64 or a string in every row" if column in ids else "a time in every row"
+            expected = "a time in every row" if column == "timestamp" else "an int64 or a string in every row"
             raise UserError(f"{where}.{column}", f"null in {count} of {rows} rows{first}", expected,
                             "remove those rows or fill them in")  # fmt: skip
     return rows
@@ -143,6 +146,22 @@ def _check_sample_weights(connection: Connection, source: Source) -> None:
         first = source.first(connection, EVENTS, SAMPLE_WEIGHT, bad)
         raise UserError("data.columns.weight", f"something else in {count} events{first}",
                         "finite float32 numbers from 0 in every row", "correct those rows in the source")  # fmt: skip
+
+
+def _check_given(connection: Connection, source: Source) -> None:
+    """Looks at the split that the source gives every event."""
+    if "split" not in columns(connection, EVENTS):
+        raise UserError("data.split.by", "given", "events with a column that says train, validation or test",
+                        "name it by data.columns.split, or set data.split.by=random")  # fmt: skip
+    other = "CAST(split AS VARCHAR) NOT IN ('train', 'validation', 'test') OR split IS NULL"
+    with reading(source.named_by(EVENTS), lambda: source.damaged(connection, EVENTS, "split")):
+        count, example = first_row(
+            connection, f"SELECT count(*), min(CAST(split AS VARCHAR)) FROM {EVENTS} WHERE {other}"
+        )
+    if count:
+        first = source.first(connection, EVENTS, "split", other)
+        raise UserError("events.split", f"{'null' if example is None else example} in {count} rows{first}",
+                        "train, validation or test in every row", "correct it in the source")  # fmt: skip
 
 
 def _check_times(connection: Connection) -> list[str]:

@@ -3,7 +3,7 @@
     DIR/schema.json                          the dataclasses below; written last, so its presence means complete
     DIR/vocabulary/<table>.parquet           id (int64 or string), index (int32, from 1), count (int64, training events)
     DIR/catalog.arrow                        one row an item, uncompressed Arrow IPC so that it can be memory-mapped
-    DIR/events/{train,validation,test}/part-*.parquet      layout `event`: a row is one query and its positive
+    DIR/events/{train,validation,test}/part-*.parquet      layout `event`: a row is one query and its positives
     DIR/sequences/part-*.parquet                           layout `sequence`: a row is a user's ordered training events
 
 Index 0 of every table is its out-of-vocabulary row. A *catalogue row* is an item's row number in catalog.arrow; it
@@ -27,13 +27,17 @@ SPLITS = ("train", "validation", "test")
 # Columns of the prepared files that are no features.
 RAW_ITEM_ID = "raw_item_id"  # catalogue: the user's own item id, int64 or string
 TRAIN_COUNT = "train_count"  # catalogue: training events of the item, int64
-ITEM_ROW = "item_row"  # events: catalogue row of the positive, int32
+VALIDATION_COUNT = "validation_count"  # catalogue: validation events of the item, int64
+ITEM_ROW = "item_row"  # training events: catalogue row of the positive, int32
+TARGETS = "targets"  # validation and test events: catalogue rows of the positives, list<int32>, each once
 RAW_USER_ID = "raw_user_id"  # validation and test events: the user's own user id, int64 or string
 SEEN = "seen"  # validation and test events: catalogue rows of all earlier events of the user, list<int32>
 TIMESTAMP = "timestamp"  # events: seconds after 1970, int64; sequences: a list of them
 HISTORY_AGE = "history_age"  # events: seconds from each event of the history to the row's own, list<int64>
 WEIGHT = "weight"  # train events: how much the event counts in the loss, float32; sequences: a list of them
-RESERVED_COLUMNS = (RAW_ITEM_ID, TRAIN_COUNT, ITEM_ROW, RAW_USER_ID, SEEN, TIMESTAMP, HISTORY_AGE, WEIGHT)
+RESERVED_COLUMNS = (
+    RAW_ITEM_ID, TRAIN_COUNT, VALIDATION_COUNT, ITEM_ROW, TARGETS, RAW_USER_ID, SEEN, TIMESTAMP, HISTORY_AGE, WEIGHT
+)  # fmt: skip
 
 SCHEMA_VERSION = 3
 DECLARATION = "features.json"
@@ -158,7 +162,8 @@ class Schema:
     num_items: int
     """Rows of the catalogue."""
     num_events: dict[str, int]
-    """Events of each split: rows of its files, but for a train split that is written as sequences alone."""
+    """Training events, and queries of each held-out split: rows of the files, but for a train split that is written as
+    sequences alone."""
     num_sequences: int
     """Rows of the sequences; 0 where that layout is not written."""
     sequence_length: int

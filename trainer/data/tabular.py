@@ -35,6 +35,10 @@ def read_tabular(config: TabularConfig, connection: Connection) -> Source:
             column that config.columns names is not there.
     """
     require_one_of("data.timestamp_unit", config.timestamp_unit, tuple(UNITS))
+    if (config.columns.split is None) == (config.split.by == "given"):
+        raise UserError("data.columns.split", config.columns.split, "the events' column of splits for split.by=given, "
+                        f"and null for split.by={'the others' if config.split.by == 'given' else config.split.by}",
+                        "set both or neither")  # fmt: skip
     paths = {EVENTS: config.events, ITEMS: config.items, USERS: config.users}
     found = {view: find_files(_setting(view), config.source, path) for view, path in paths.items() if path is not None}
     serve(connection, [file for files in found.values() for file in files])
@@ -144,6 +148,7 @@ def _view_events(connection: Connection, config: TabularConfig, relation: Relati
     Returns:
         The relation with the view's timestamp and weight.
     """
+    relation = _name_split(config, relation)
     hidden = [name for name in relation.types if name.lower() in ("timestamp", SAMPLE_WEIGHT)]
     column, weight = config.columns.timestamp, _weight(connection, config, relation)
     if column is None:
@@ -177,6 +182,18 @@ def _weight(connection: Connection, config: TabularConfig, relation: Relation) -
     if kind.split("(")[0] not in NUMBERS or kind.endswith("]"):
         raise UserError(where, f"{column} ({kind})", "a column of numbers", remedy)
     return f", CAST({quoted(column)} AS DOUBLE) AS {SAMPLE_WEIGHT}"
+
+
+def _name_split(config: TabularConfig, relation: Relation) -> Relation:
+    """The relation with the column of splits, where one is named, as `split`."""
+    column = config.columns.split
+    if column is None:
+        return relation
+    if column not in relation.types:
+        raise UserError("data.columns.split", column, "a column of the events: " + ", ".join(relation.types),
+                        "set data.columns.split=...")  # fmt: skip
+    hidden = [name for name in relation.types if name.lower() == "split"]
+    return relation.select(f"{_all_but(hidden)}, {quoted(column)} AS split")
 
 
 def _all_but(hidden: list[str]) -> str:

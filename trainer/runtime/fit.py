@@ -12,11 +12,13 @@ from trainer.checks import check_batch_size, check_negatives
 from trainer.config import RunConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
+from trainer.data.contract import list_parts
 from trainer.data.events import HeldOutReader, TrainingReader
 from trainer.data.order import TrainingOrder
-from trainer.data.row_groups import open_events, open_sequences
-from trainer.data.schema import read_schema
+from trainer.data.row_groups import RowGroups, one_array, open_events, open_sequences
+from trainer.data.schema import TARGETS, read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
+from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower, make_model
 from trainer.runtime import checkpoint, run_directory
 from trainer.runtime.callbacks import EndOnSigterm, KeepBestAndLast, StepProgressBar, StopEarly, Throughput
@@ -100,6 +102,7 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     reader = TrainingReader(files, config.data.layout, assembler, order, rank, world_size, pinned=on_gpu)
     reader.check_memory(config.data.memory_gb)
     held_out, at_once = open_events(data_dir, schema, "validation"), config.run.validation_batch_size_per_rank
+    _check_monitor(config.run.monitor, catalog, held_out)
     share = share_of_rank(held_out.num_rows, rank, world_size)
     steps = steps_of_all(held_out.num_rows, at_once, world_size)
     validation = HeldOutReader(held_out, assembler, at_once, share, steps)
@@ -116,6 +119,23 @@ def steps_of_run(config: RunConfig, order: TrainingOrder) -> int:
     """Steps of all epochs; a validation falls on a whole step, so with the last the run goes some steps further."""
     validations = int(config.epochs / config.validate_every + 1e-9)
     return max(order.steps(config.epochs), validations * order.steps(config.validate_every))
+
+
+def _check_monitor(monitor: str, catalog: Catalog, held_out: RowGroups) -> None:
+    """Refuses to wait for a metric of cold or of warm items that validation will never have.
+
+    Raises:
+        UserError: the catalogue has no cold item, or no query of validation has such a target.
+    """
+    kind = monitor.split("/")[1]
+    if kind not in ("cold", "warm"):
+        return
+    is_cold = catalog.counts_before("validation") == 0
+    wanted = is_cold if kind == "cold" else ~is_cold
+    targets = (one_array(held_out.read(group), TARGETS) for group in range(len(held_out.sizes)))
+    if not is_cold.any() or not any(wanted[list_parts(column)[0].to_numpy()].any() for column in targets):
+        expected = f"validation with {kind} items among its targets, in a catalogue that has cold ones"
+        raise UserError("run.monitor", monitor, expected, "set run.monitor=val/recall@100")
 
 
 def _report(config: TrainConfig, trainer: pl.Trainer) -> dict[str, float]:

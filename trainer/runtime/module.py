@@ -98,7 +98,9 @@ class RetrievalModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Embeds the catalogue."""
         at_once = self._config.run.validation_batch_size_per_rank
-        self._evaluation = evaluate_model(self.model, self._assembler, self._catalog, at_once, self._processes)
+        self._evaluation = evaluate_model(
+            self.model, self._assembler, self._catalog, "validation", at_once, self._processes
+        )
 
     def validation_step(self, batch: QueryBatch) -> None:
         """Ranks the held-out items of all ranks' queries."""
@@ -106,8 +108,8 @@ class RetrievalModule(pl.LightningModule):
         self._evaluation.update(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs recall and its companions, the same on every rank."""
+        """Logs recall and its companions, the same on every rank, also over cold and warm items where there are any."""
         assert self._evaluation is not None
         for name, value in self._evaluation.metrics(sorted({10, self._monitored_k})).items():
-            self.log(f"val/{name}", value, prog_bar=name == f"recall@{self._monitored_k}")
+            self.log(f"val/{name}", value, prog_bar=f"val/{name}" == self._config.run.monitor)
         self._evaluation = None

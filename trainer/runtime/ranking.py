@@ -1,5 +1,7 @@
 """Exact ranks of held-out items among the whole catalogue, spread over the processes."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -7,71 +9,137 @@ from torch import Tensor
 from trainer.data.batch import QueryBatch
 from trainer.runtime.gather import gather
 
-# B queries on this rank, Q queries of all ranks, C of them scored at a time, M items on this rank, D embedding dim
+# B queries on this rank, Q queries of all ranks, C of them scored at a time, T targets of these, M items on this rank,
+# N items of all ranks, D embedding dim
 
 SCORES_AT_ONCE = 1 << 26
 """Scores that a process holds in memory: 256 MB in float32."""
+COMPARED_AT_ONCE = 1 << 19
+"""Scores that are compared with their targets' at a time: few enough for a core's cache."""
+
+
+@dataclass(frozen=True)
+class TargetRanks:
+    """Where targets stand in their queries' lists, those of a query together.
+
+    Attributes:
+        query_T: int64, row number of the query in the split; -1 for one that only filled a batch.
+        rank_T: int64 from 1, among all items.
+        is_cold_T: bool, whether the target is a cold item.
+        own_rank_T: int64 from 1, among cold items for a cold target, among warm items for a warm one.
+    """
+
+    query_T: Tensor
+    rank_T: Tensor
+    is_cold_T: Tensor
+    own_rank_T: Tensor
 
 
 class CatalogRanker:
     """Scores queries against this rank's stretch of the catalogue and adds up the counts of all ranks.
 
-    A target's rank is 1 + the number of items that do not score below it, leaving out the items the user has already
-    seen; the target itself is never left out. So ties count against the target, and a score that is not a number
-    comes last.
+    A query's list holds all items but those the user has already seen; its targets are never left out. Ties count
+    against the targets: they stand behind all other items of the same score, in the order in which they are given. So
+    the rank of a single target is 1 + the number of other items that do not score below it. A score that is not a
+    number comes after all items.
 
     Args:
         item_MD: embeddings of this rank's items.
         first_row: catalogue row of the first of them; ranks hold contiguous stretches.
+        is_cold_N: bool, which items of the whole catalogue are cold.
     """
 
-    def __init__(self, item_MD: Tensor, first_row: int) -> None:
-        self._item_MD, self._first_row = item_MD, first_row
+    def __init__(self, item_MD: Tensor, first_row: int, is_cold_N: Tensor) -> None:
+        is_cold_M = is_cold_N[first_row : first_row + len(item_MD)]
+        order_M = torch.argsort(is_cold_M.int(), stable=True)  # warm before cold, so that each is one stretch
+        self._item_MD, self._first_row, self._is_cold_N = item_MD[order_M], first_row, is_cold_N
+        self._column_M = torch.argsort(order_M)
+        self._num_warm = int((~is_cold_M).sum())
         most_items = gather(torch.tensor([len(item_MD)], device=item_MD.device)).max()
         self._queries_at_once = max(1, SCORES_AT_ONCE // int(most_items))  # the same on every process
 
-    def ranks(self, query_BD: Tensor, batch: QueryBatch) -> tuple[Tensor, Tensor]:
+    def ranks(self, query_BD: Tensor, batch: QueryBatch) -> TargetRanks:
         """Ranks the targets of all processes' queries, on every process.
 
         Args:
             query_BD: this process's queries.
             batch: they came from; every process must call with equally many rows.
-
-        Returns:
-            int64 [Q] ranks from 1, and int64 [Q] row numbers in the split (-1: a row that only filled a batch).
         """
-        query_QD, target_Q, row_Q = gather(query_BD), gather(batch.target_row), gather(batch.row)
+        query_QD, length_Q = gather(query_BD), gather(batch.target_lengths)
+        target_Q = _gather_ragged(batch.target_rows).split(length_Q.tolist())
         seen_Q = _gather_ragged(batch.seen_rows).split(gather(batch.seen_lengths).tolist())
         at_once = self._queries_at_once
-        rank_Q = [
-            self._count(query_CD, target_C, seen_Q[start : start + len(target_C)])
-            for start, query_CD, target_C in zip(
-                range(0, len(target_Q), at_once), query_QD.split(at_once), target_Q.split(at_once), strict=True
-            )
-        ]
-        return torch.cat(rank_Q), row_Q
+        ranked = [
+            self._rank(query_QD[start : start + at_once], target_Q[start : start + at_once],
+                       seen_Q[start : start + at_once])
+            for start in range(0, len(query_QD), at_once)
+        ]  # fmt: skip
+        rank_T, own_rank_T = torch.cat(ranked, dim=1)
+        is_cold_T = self._is_cold_N[torch.cat(target_Q)]
+        return TargetRanks(torch.repeat_interleave(gather(batch.row), length_Q), rank_T, is_cold_T, own_rank_T)
 
-    def _count(self, query_CD: Tensor, target_C: Tensor, seen_C: tuple[Tensor, ...]) -> Tensor:
+    def _rank(self, query_CD: Tensor, target_C: tuple[Tensor, ...], seen_C: tuple[Tensor, ...]) -> Tensor:
+        """int64 [2, T]: ranks among all items, and among the target's own kind."""
+        query_T, target_T = _pairs(target_C)
         score_CM = query_CD @ self._item_MD.T
-        query, column = self._here(torch.arange(len(target_C), device=target_C.device), target_C)
+        here_T, column = self._here(target_T)
         # from the same product as the scores it is compared with, whose rounding then is the same for equal items
-        target_score_C = score_CM.new_full((len(target_C),), float("-inf"))
-        target_score_C[query] = score_CM[query, column]
-        dist.all_reduce(target_score_C, dist.ReduceOp.MAX)
+        threshold_T = score_CM.new_full((len(target_T),), float("-inf"))
+        threshold_T[here_T] = score_CM[query_T[here_T], column]
+        dist.all_reduce(threshold_T, dist.ReduceOp.MAX)
 
-        lengths_C = torch.tensor([len(rows) for rows in seen_C], device=target_C.device)
-        seen_query = torch.repeat_interleave(torch.arange(len(seen_C), device=target_C.device), lengths_C)
-        score_CM[self._here(seen_query, torch.cat(seen_C))] = float("-inf")
-        score_CM[query, column] = target_score_C[query]
-        count_C = (~(score_CM < target_score_C[:, None])).sum(dim=1)
-        dist.all_reduce(count_C)
-        return count_C
+        score_CM[query_T[here_T], column] = float("-inf")
+        seen_query, seen_row = _pairs(seen_C)
+        here_S, column = self._here(seen_row)
+        score_CM[seen_query[here_S], column] = float("-inf")
+        above_2T = self._count_others(score_CM, query_T, threshold_T)
+        dist.all_reduce(above_2T)
 
-    def _here(self, query: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the (query, catalogue row) pairs whose row is on this process, as positions in the scores."""
-        column = row - self._first_row
-        here = (column >= 0) & (column < len(self._item_MD))
-        return query[here], column[here]
+        is_cold_T = self._is_cold_N[target_T]
+        above_own_T = torch.where(is_cold_T, above_2T[1], above_2T[0])
+        return torch.stack([
+            above_2T.sum(dim=0) + _places(query_T, threshold_T),
+            above_own_T + _places(2 * query_T + is_cold_T, threshold_T),
+        ])  # fmt: skip
+
+    def _count_others(self, score_CM: Tensor, query_T: Tensor, threshold_T: Tensor) -> Tensor:
+        """int64 [2, T]: warm and cold items here that do not score below a target; what is left out is at -inf."""
+        at_once = max(1, COMPARED_AT_ONCE // max(1, score_CM.shape[1]))
+        counts = []
+        for query_t, threshold_t in zip(query_T.split(at_once), threshold_T.split(at_once), strict=True):
+            # 1 where below, in place and in the scores' type: counting booleans is ten times slower on a CPU
+            below_tM = score_CM[query_t].lt_(threshold_t[:, None])
+            kinds = (below_tM[:, : self._num_warm], below_tM[:, self._num_warm :])
+            counts.append(torch.stack([kind.shape[1] - _count(kind) for kind in kinds]))
+        return torch.cat(counts, dim=1)
+
+    def _here(self, row_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the catalogue rows are on this process, and those rows' columns in the scores."""
+        place_T = row_T - self._first_row
+        here_T = (place_T >= 0) & (place_T < len(self._item_MD))
+        return here_T, self._column_M[place_T[here_T]]
+
+
+def _count(ones_tM: Tensor) -> Tensor:
+    """int64 [t] sums of zeros and ones, in stretches within which float32 is exact."""
+    return torch.stack([part.sum(dim=1).long() for part in ones_tM.split(1 << 24, dim=1)]).sum(dim=0)
+
+
+def _places(list_T: Tensor, score_T: Tensor) -> Tensor:
+    """int64 [T]: place from 1 of each target among those of the same list, by falling score, ties as they come."""
+    by_score = torch.argsort(score_T, descending=True, stable=True)
+    order_T = by_score[torch.argsort(list_T[by_score], stable=True)]
+    _, lengths = torch.unique_consecutive(list_T[order_T], return_counts=True)
+    begin_T = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    place_T = torch.empty_like(order_T)
+    place_T[order_T] = torch.arange(1, len(order_T) + 1, device=order_T.device) - begin_T
+    return place_T
+
+
+def _pairs(rows_C: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """(query, catalogue row) of everything in the queries' lists of rows."""
+    lengths_C = torch.tensor([len(rows) for rows in rows_C], device=rows_C[0].device)
+    return torch.repeat_interleave(torch.arange(len(rows_C), device=lengths_C.device), lengths_C), torch.cat(rows_C)
 
 
 def _gather_ragged(local: Tensor) -> Tensor:

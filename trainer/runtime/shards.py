@@ -1,7 +1,7 @@
 """Embeddings as Parquet shards: the same files whatever the number of ranks.
 
     RUN/item_embeddings/part-00000.parquet ...    item_id (int64 or string), embedding (fixed-size list of float32)
-    RUN/query_embeddings/part-00000.parquet ...   user_id, row (in the split), target_item_id, embedding
+    RUN/query_embeddings/part-00000.parquet ...   user_id, row (in the split), target_item_ids (list), embedding
     .../manifest.json                             checkpoint, columns, dimension, shards with their row counts
 
 Shard k holds rows from k * rows_per_shard on and is written by rank k modulo the number of ranks. Ranks step through
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trainer.config import ExportConfig
+from trainer.data.contract import list_parts
 from trainer.data.events import HeldOutReader
-from trainer.data.row_groups import open_events
-from trainer.data.schema import ITEM_ROW, RAW_USER_ID
+from trainer.data.lists import lists_of
+from trainer.data.row_groups import one_array, open_events
+from trainer.data.schema import RAW_USER_ID, TARGETS
 from trainer.data.shares import steps_of_all
 from trainer.runtime.embedding import embed_items
 from trainer.runtime.lockstep import in_lockstep
@@ -69,17 +71,17 @@ class QueryShards:
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
         self._run, self._batch_size = run, config.export.batch_size_per_rank
         self._files = open_events(run.data_dir, run.schema, config.export.split)
-        self._identities = open_events(run.data_dir, run.schema, config.export.split, [RAW_USER_ID, ITEM_ROW])
+        self._identities = open_events(run.data_dir, run.schema, config.export.split, [RAW_USER_ID, TARGETS])
         self.num_rows = self._files.num_rows
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
-        """user_id, row, target_item_id."""
+        """user_id, row, target_item_ids."""
         events = pa.concat_tables(self._identities.batches(rows.start, rows.stop, len(rows)))
-        targets = events.column(ITEM_ROW).to_numpy()
+        targets, offsets = list_parts(one_array(events, TARGETS))
         return {
             "user_id": events.column(RAW_USER_ID).combine_chunks(),
             "row": pa.array(np.arange(rows.start, rows.stop)),
-            "target_item_id": self._run.catalog.raw_ids(targets),
+            "target_item_ids": lists_of(offsets, self._run.catalog.raw_ids(targets.to_numpy())),
         }
 
     @torch.no_grad()
@@ -144,7 +146,7 @@ def _manifest(stretches: list[range], run: SavedRun, config: ExportConfig) -> di
         "dimension": model.embedding_dim,
         "metric": "inner_product",
         "normalized": model.normalize,
-        "columns": ["item_id", "embedding"] if side == "item" else ["user_id", "row", "target_item_id", "embedding"],
+        "columns": ["item_id", "embedding"] if side == "item" else ["user_id", "row", "target_item_ids", "embedding"],
         "num_rows": sum(map(len, stretches)),
         "shards": [{"file": _file_name(k), "num_rows": len(rows)} for k, rows in enumerate(stretches)],
     }
