@@ -5,30 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.prepared import FEATURES, SCHEMA
 from tests.ranks import RankPool
-from tests.training import config, sharded_model, trained, whole_tables
-from trainer.config import ModelConfig, TrainConfig
-from trainer.data.assembly import BatchAssembler
-from trainer.data.catalog import Catalog
-from trainer.data.events import HeldOutReader
-from trainer.data.row_groups import open_events
-from trainer.data.shares import share_of_rank, steps_of_all
+from tests.training import config, metrics, sharded_model, trained, whole_tables
+from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
-from trainer.runtime.evaluation import evaluate_model
 from trainer.runtime.processes import Processes
-
-
-def metrics(processes: Processes, folder: Path, model: torch.nn.Module) -> dict[str, float]:
-    model.eval()
-    catalog, files = Catalog(folder, SCHEMA), open_events(folder, SCHEMA, "test")
-    layout = BatchAssembler(SCHEMA, FEATURES, catalog, ModelConfig(id_dropout=0.0))
-    evaluation = evaluate_model(model, layout, catalog, "test", 16, processes)
-    share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
-    for batch in HeldOutReader(files, layout, 16, share, steps_of_all(files.num_rows, 16, processes.world_size)):
-        evaluation.update(batch)
-    return evaluation.metrics([1, 5, 10])
 
 
 def save(
@@ -37,7 +19,7 @@ def save(
     model, _ = trained(processes, config(), folder, steps=5)
     checkpoint.save(model, {"note": "from two ranks"}, path)
     saved = whole_tables(model)
-    result = metrics(processes, folder, model)
+    result = metrics(processes, folder, model.eval(), config().model)
     model, _ = trained(processes, config(), folder, steps=3, start=5, model=model.train())
     return result, saved, whole_tables(model)
 
@@ -48,7 +30,7 @@ def load(
     model = sharded_model(processes, config(), seed=1)
     checkpoint.load(model, path)
     loaded = whole_tables(model)
-    result = metrics(processes, folder, model)
+    result = metrics(processes, folder, model.eval(), config().model)
     model, _ = trained(processes, config(), folder, steps=3, start=5, model=model.train())
     return result, loaded, whole_tables(model)
 

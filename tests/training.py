@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 
@@ -13,10 +13,12 @@ from tests.prepared import FEATURES, SCHEMA
 from trainer.config import LossConfig, ModelConfig, OptimizerConfig, ShardingConfig, TowerConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
-from trainer.data.events import TrainingReader
+from trainer.data.events import HeldOutReader, TrainingReader
 from trainer.data.order import TrainingOrder
 from trainer.data.row_groups import open_events, open_sequences
+from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.model.two_tower import make_model
+from trainer.runtime.evaluation import evaluate_model
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.module import RetrievalModule
 from trainer.runtime.processes import Processes
@@ -71,6 +73,17 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
         losses.append(sum(gather_objects(loss.item())) / processes.world_size)
     reader.close()
     return model, losses
+
+
+def metrics(processes: Processes, folder: Path, model: nn.Module, chosen: ModelConfig) -> dict[str, float]:
+    """Of the test split."""
+    catalog, files = Catalog(folder, SCHEMA), open_events(folder, SCHEMA, "test")
+    assembler = BatchAssembler(SCHEMA, FEATURES, catalog, chosen)
+    evaluation = evaluate_model(model, assembler, catalog, "test", 16, processes)
+    share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
+    for batch in HeldOutReader(files, assembler, 16, share, steps_of_all(files.num_rows, 16, processes.world_size)):
+        evaluation.update(batch)
+    return evaluation.metrics([1, 5, 10])
 
 
 def whole_tables(model: DistributedModelParallel) -> dict[str, Tensor]:

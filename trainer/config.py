@@ -429,6 +429,7 @@ class EmbeddingExportConfig:
     split: str = "test"
     """Query side: test or validation."""
     rows_per_shard: int = 100_000
+    """Items, or queries, in a file; a query has a row for each of its interests."""
     batch_size_per_rank: int = 4096
     """Rows a rank embeds at a time."""
 

@@ -42,9 +42,8 @@ def export(config: ExportConfig) -> None:
         model = load_model(run, config.export.batch_size_per_rank, processes)
         folder = write_shards(shards, model, run, config, processes)
     if processes.is_first:
-        print(
-            f"{shards.num_rows} {config.export.side} embeddings of checkpoint {run.checkpoint.name} written to {folder}"
-        )
+        number = shards.num_rows * shards.interests
+        print(f"{number} {config.export.side} embeddings of checkpoint {run.checkpoint.name} written to {folder}")
 
 
 if __name__ == "__main__":

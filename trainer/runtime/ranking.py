@@ -10,10 +10,10 @@ from trainer.data.batch import QueryBatch
 from trainer.runtime.gather import gather
 
 # B queries on this rank, Q queries of all ranks, C of them scored at a time, T targets of these, M items on this rank,
-# N items of all ranks, D embedding dim
+# N items of all ranks, K interests of a query, D embedding dim
 
 SCORES_AT_ONCE = 1 << 26
-"""Scores that a process holds in memory: 256 MB in float32."""
+"""Scores that a process holds in memory, 256 MB in float32; of several interests, as many again."""
 COMPARED_AT_ONCE = 1 << 19
 """Scores that are compared with their targets' at a time: few enough for a core's cache."""
 
@@ -37,6 +37,9 @@ class TargetRanks:
 
 class CatalogRanker:
     """Scores queries against this rank's stretch of the catalogue and adds up the counts of all ranks.
+
+    To a query of several interests an item scores what it does to the best of them: Cen et al. 2020, "ComiRec", the
+    aggregation module.
 
     A query's list holds all items but those the user has already seen; its targets are never left out. Ties count
     against the targets: they stand behind all other items of the same score, in the order in which they are given. So
@@ -62,26 +65,27 @@ class CatalogRanker:
         """Ranks the targets of all processes' queries, on every process.
 
         Args:
-            query_BD: this process's queries.
+            query_BD: this process's queries, or [B, K, D] of several interests.
             batch: they came from; every process must call with equally many rows.
         """
-        query_QD, length_Q = gather(query_BD), gather(batch.target_lengths)
+        length_Q = gather(batch.target_lengths)
+        query_QKD = gather(query_BD).reshape(len(length_Q), -1, self._item_MD.shape[1])
         target_Q = _gather_ragged(batch.target_rows).split(length_Q.tolist())
         seen_Q = _gather_ragged(batch.seen_rows).split(gather(batch.seen_lengths).tolist())
         at_once = self._queries_at_once
         ranked = [
-            self._rank(query_QD[start : start + at_once], target_Q[start : start + at_once],
+            self._rank(query_QKD[start : start + at_once], target_Q[start : start + at_once],
                        seen_Q[start : start + at_once])
-            for start in range(0, len(query_QD), at_once)
+            for start in range(0, len(query_QKD), at_once)
         ]  # fmt: skip
         rank_T, own_rank_T = torch.cat(ranked, dim=1)
         is_cold_T = self._is_cold_N[torch.cat(target_Q)]
         return TargetRanks(torch.repeat_interleave(gather(batch.row), length_Q), rank_T, is_cold_T, own_rank_T)
 
-    def _rank(self, query_CD: Tensor, target_C: tuple[Tensor, ...], seen_C: tuple[Tensor, ...]) -> Tensor:
+    def _rank(self, query_CKD: Tensor, target_C: tuple[Tensor, ...], seen_C: tuple[Tensor, ...]) -> Tensor:
         """int64 [2, T]: ranks among all items, and among the target's own kind."""
         query_T, target_T = _pairs(target_C)
-        score_CM = query_CD @ self._item_MD.T
+        score_CM = self._scores(query_CKD)
         here_T, column = self._here(target_T)
         # from the same product as the scores it is compared with, whose rounding then is the same for equal items
         threshold_T = score_CM.new_full((len(target_T),), float("-inf"))
@@ -101,6 +105,14 @@ class CatalogRanker:
             above_2T.sum(dim=0) + _places(query_T, threshold_T),
             above_own_T + _places(2 * query_T + is_cold_T, threshold_T),
         ])  # fmt: skip
+
+    def _scores(self, query_CKD: Tensor) -> Tensor:
+        """[C, M]: the best of the interests' products, interest by interest, so that never all are held."""
+        first_CD, *others = query_CKD.unbind(1)
+        score_CM = first_CD @ self._item_MD.T
+        for query_CD in others:
+            torch.maximum(score_CM, query_CD @ self._item_MD.T, out=score_CM)
+        return score_CM
 
     def _count_others(self, score_CM: Tensor, query_T: Tensor, threshold_T: Tensor) -> Tensor:
         """int64 [2, T]: warm and cold items here that do not score below a target; what is left out is at -inf."""

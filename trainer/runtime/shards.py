@@ -1,11 +1,13 @@
 """Embeddings as Parquet shards: the same files whatever the number of ranks.
 
     RUN/item_embeddings/part-00000.parquet ...    item_id (int64 or string), embedding (fixed-size list of float32)
-    RUN/query_embeddings/part-00000.parquet ...   user_id, row (in the split), target_item_ids (list), embedding
+    RUN/query_embeddings/part-00000.parquet ...   user_id, row (in the split), target_item_ids (list), embedding;
+                                                  of several interests, `interest` and a row for each, one below another
     .../manifest.json                             checkpoint, columns, dimension, shards with their row counts
 
-Shard k holds rows from k * rows_per_shard on and is written by rank k modulo the number of ranks. Ranks step through
-their shards together, since every lookup is an exchange. The folder is written beside its place and renamed when whole.
+Shard k holds items, or queries, from k * rows_per_shard on and is written by rank k modulo the number of ranks. Ranks
+step through their shards together, since every lookup is an exchange. The folder is written beside its place and
+renamed when whole.
 """
 
 import json
@@ -30,22 +32,30 @@ from trainer.data.row_groups import one_array, open_events
 from trainer.data.schema import RAW_USER_ID, TARGETS
 from trainer.data.shares import steps_of_all
 from trainer.runtime.embedding import embed_items
-from trainer.runtime.lockstep import in_lockstep
 from trainer.runtime.loading import SavedRun
+from trainer.runtime.lockstep import in_lockstep
 from trainer.runtime.processes import Processes
 
 
 class Shards(Protocol):
-    """Rows that can be embedded stretch by stretch."""
+    """Rows that can be embedded stretch by stretch.
+
+    Attributes:
+        num_rows: of all.
+        interests: embeddings of each row.
+        columns: what says whose embeddings they are.
+    """
 
     num_rows: int
+    interests: int
+    columns: list[str]
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
-        """Columns that say whose embeddings they are."""
+        """`columns`, with a value for each embedding."""
         ...
 
     def embeddings(self, model: nn.Module, rows: range, steps: int, device: torch.device) -> Iterator[Tensor]:
-        """float32 [up to batch_size_per_rank, D] a step; every rank takes equally many steps."""
+        """float32 [up to batch_size_per_rank * interests, D] a step; every rank takes equally many steps."""
         ...
 
 
@@ -54,10 +64,10 @@ class ItemShards:
 
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
         self._run, self._batch_size = run, config.export.batch_size_per_rank
-        self.num_rows = run.schema.num_items
+        self.num_rows, self.interests, self.columns = run.schema.num_items, 1, ["item_id"]
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
-        """item_id."""
+        """The user's own ids."""
         return {"item_id": self._run.catalog.raw_ids(np.arange(rows.start, rows.stop))}
 
     def embeddings(self, model: nn.Module, rows: range, steps: int, device: torch.device) -> Iterator[Tensor]:
@@ -72,24 +82,28 @@ class QueryShards:
         self._run, self._batch_size = run, config.export.batch_size_per_rank
         self._files = open_events(run.data_dir, run.schema, config.export.split)
         self._identities = open_events(run.data_dir, run.schema, config.export.split, [RAW_USER_ID, TARGETS])
-        self.num_rows = self._files.num_rows
+        self.num_rows, self.interests = self._files.num_rows, run.config.model.history.interests
+        self.columns = ["user_id", "row", *(["interest"] if self.interests > 1 else []), "target_item_ids"]
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
-        """user_id, row, target_item_ids."""
+        """Of each query in turn, its interests."""
         events = pa.concat_tables(self._identities.batches(rows.start, rows.stop, len(rows)))
         targets, offsets = list_parts(one_array(events, TARGETS))
-        return {
-            "user_id": events.column(RAW_USER_ID).combine_chunks(),
-            "row": pa.array(np.arange(rows.start, rows.stop)),
-            "target_item_ids": lists_of(offsets, self._run.catalog.raw_ids(targets.to_numpy())),
+        query = pa.array(np.repeat(np.arange(len(rows)), self.interests))
+        columns = {
+            "user_id": one_array(events, RAW_USER_ID).take(query),
+            "row": pa.array(np.arange(rows.start, rows.stop)).take(query),
+            "interest": pa.array(np.tile(np.arange(self.interests), len(rows))),
+            "target_item_ids": lists_of(offsets, self._run.catalog.raw_ids(targets.to_numpy())).take(query),
         }
+        return {name: columns[name] for name in self.columns}
 
     @torch.no_grad()
     def embeddings(self, model: nn.Module, rows: range, steps: int, device: torch.device) -> Iterator[Tensor]:
         """Through the query tower."""
         for batch in HeldOutReader(self._files, self._run.assembler, self._batch_size, rows, steps):
             query_BD, _ = model(in_lockstep(batch.batch.to(device)))
-            yield query_BD[: int((batch.row >= 0).sum())]
+            yield query_BD[: int((batch.row >= 0).sum())].reshape(-1, query_BD.shape[-1])
 
 
 def write_shards(shards: Shards, model: nn.Module, run: SavedRun, config: ExportConfig, processes: Processes) -> Path:
@@ -119,7 +133,7 @@ def write_shards(shards: Shards, model: nn.Module, run: SavedRun, config: Export
             _write_shard(partial / _file_name(shard), shards.identity(rows), embedding_RD)
     dist.barrier()
     if processes.is_first:
-        (partial / "manifest.json").write_text(json.dumps(_manifest(stretches, run, config), indent=2) + "\n")
+        (partial / "manifest.json").write_text(json.dumps(_manifest(shards, stretches, run, config), indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     dist.barrier()
@@ -137,8 +151,9 @@ def _write_shard(path: Path, identity: dict[str, pa.Array], embedding_RD: Tensor
     pq.write_table(table, path, use_dictionary=False, compression="none", write_statistics=list(identity))
 
 
-def _manifest(stretches: list[range], run: SavedRun, config: ExportConfig) -> dict[str, Any]:
+def _manifest(shards: Shards, stretches: list[range], run: SavedRun, config: ExportConfig) -> dict[str, Any]:
     model, side = run.config.model, config.export.side
+    num_rows = [len(rows) * shards.interests for rows in stretches]
     return {
         "checkpoint": run.checkpoint.name,
         "side": side,
@@ -146,7 +161,8 @@ def _manifest(stretches: list[range], run: SavedRun, config: ExportConfig) -> di
         "dimension": model.embedding_dim,
         "metric": "inner_product",
         "normalized": model.normalize,
-        "columns": ["item_id", "embedding"] if side == "item" else ["user_id", "row", "target_item_ids", "embedding"],
-        "num_rows": sum(map(len, stretches)),
-        "shards": [{"file": _file_name(k), "num_rows": len(rows)} for k, rows in enumerate(stretches)],
+        "interests": shards.interests,
+        "columns": [*shards.columns, "embedding"],
+        "num_rows": sum(num_rows),
+        "shards": [{"file": _file_name(k), "num_rows": number} for k, number in enumerate(num_rows)],
     }
