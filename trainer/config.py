@@ -33,7 +33,7 @@ class FeatureConfig:
     side: str = MISSING
     """query (a column of the events or the users) or candidate (a column of the items)."""
     kind: str = MISSING
-    """id, categorical, numeric, vector, text (hashed into a vector), hour, weekday, or history (no column)."""
+    """id, categorical, numeric, vector, text (made into a vector), hour, weekday, or history (no column)."""
     column: str | None = None
     """Source column; the feature's own name when null."""
     optional: bool = False
@@ -56,6 +56,9 @@ class FeatureConfig:
     """Numeric: replace x by log(1 + x) before it is standardised."""
     dim: int = 64
     """Text: width of the hashed vector."""
+    encoder: str | None = None
+    """Text: null to hash its words; or a sentence-transformers model (extra `text`) that makes the vector, named by its
+    folder or by an installed package that holds it; nothing is downloaded."""
     dtype: str = "float32"
     """Vector and text: float32, or float16 for files of half the size."""
     length: int = 50

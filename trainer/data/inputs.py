@@ -8,6 +8,7 @@ from trainer.checks import require_one_of, require_positive
 from trainer.config import FeatureConfig, PreparedConfig
 from trainer.data.engine import EVENTS, INTEGERS, ITEMS, NUMBERS, USERS, Connection, columns, quoted
 from trainer.data.schema import RESERVED_COLUMNS, TIMESTAMP, Side, VectorType, weight_column
+from trainer.data.text_model import find_model
 from trainer.data.weights import check_weighting, find_weights, parts_of
 from trainer.errors import UserError
 
@@ -28,6 +29,7 @@ _TAKEN_BY = {
     "weight_column": ("categorical",),
     "weighting": ("categorical",),
     "dtype": ("vector", "text"),
+    "encoder": ("text",),
 }
 
 
@@ -65,6 +67,11 @@ class Input:
     def weights_column(self) -> str:
         """Name of its weights there."""
         return f"weights_{self.name}"
+
+    @property
+    def table(self) -> str:
+        """The engine's table that is made of its relation."""
+        return {EVENTS: "read_events", ITEMS: "catalog", USERS: "read_users"}[self.relation]
 
     @property
     def selected(self) -> str:
@@ -143,6 +150,12 @@ def check_declarations(config: PreparedConfig) -> None:
                                 f"remove {where}.{setting}")  # fmt: skip
         _check_hashed(where, feature)
         check_weighting(where, feature)
+        if feature.encoder is not None:
+            if feature.dim != FeatureConfig.dim:
+                raise UserError(
+                    f"{where}.dim", feature.dim, "no width, for the encoder has its own", f"remove {where}.dim"
+                )
+            find_model(f"{where}.encoder", feature.encoder)
         if feature.side == "candidate" and feature.kind in ("hour", "weekday", "history"):
             raise UserError(f"{where}.side", feature.side, f"query for a {feature.kind}", f"set {where}.side=query")
     ids = [name for name, feature in config.features.items() if (feature.side, feature.kind) == ("candidate", "id")]

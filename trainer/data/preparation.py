@@ -154,7 +154,8 @@ def _run(
     vocabularies = [feature.name for feature in inputs if feature.has_vocabulary]
     write_vocabularies(connection, folder / "vocabulary", vocabularies)
     item_id = next(feature for feature in inputs if (feature.side, feature.kind) == ("candidate", "id"))
-    encoders = [ColumnEncoder(connection, feature, item_id, table_rows) for feature in inputs]
+    encoders = [ColumnEncoder(connection, feature, item_id, table_rows, engine) for feature in inputs]
+    told += [note for encoder in encoders for note in encoder.notes]
     extended.check_dims(encoder.feature() for encoder in encoders)
     stages.begin("catalogue")
     candidates = [encoder for encoder in encoders if encoder.input.side == "candidate"]
