@@ -48,10 +48,11 @@ class FeatureConfig:
     """Categorical: split a string into several values at this separator; list columns need none."""
     weight_column: str | None = None
     """Categorical with several values a row: the source column with a weight for each of them, 0 or more, as a list or
-    as a string that is split at the same separator."""
+    as a string that is split at the same separator. Values without a row of their own weigh what they do at row 0."""
     weighting: str = "given"
     """Categorical with weights: given (as they are), or tf_idf: made of counts, (1 + ln count) * (ln((1 + n) / (1 + m))
-    + 1) where m of n training rows (or items) have the value, and each row scaled to length 1."""
+    + 1) where m of n training rows (or items) have the value, and each row scaled to length 1; values at row 0 count as
+    one. With `extends` it is made anew of the new rows."""
     log1p: bool = False
     """Numeric: replace x by log(1 + x) before it is standardised."""
     dim: int = 64
