@@ -33,7 +33,7 @@ class FeatureConfig:
     side: str = MISSING
     """query (a column of the events or the users) or candidate (a column of the items)."""
     kind: str = MISSING
-    """id, categorical, numeric, vector, text (hashed into a vector), hour, weekday, or history (no column)."""
+    """id, categorical, numeric, vector, text (made into a vector), hour, weekday, or history (no column)."""
     column: str | None = None
     """Source column; the feature's own name when null."""
     optional: bool = False
@@ -48,14 +48,18 @@ class FeatureConfig:
     """Categorical: split a string into several values at this separator; list columns need none."""
     weight_column: str | None = None
     """Categorical with several values a row: the source column with a weight for each of them, 0 or more, as a list or
-    as a string that is split at the same separator."""
+    as a string that is split at the same separator. Values without a row of their own weigh what they do at row 0."""
     weighting: str = "given"
     """Categorical with weights: given (as they are), or tf_idf: made of counts, (1 + ln count) * (ln((1 + n) / (1 + m))
-    + 1) where m of n training rows (or items) have the value, and each row scaled to length 1."""
+    + 1) where m of n training rows (or items) have the value, and each row scaled to length 1; values at row 0 count as
+    one. With `extends` it is made anew of the new rows."""
     log1p: bool = False
     """Numeric: replace x by log(1 + x) before it is standardised."""
     dim: int = 64
     """Text: width of the hashed vector."""
+    encoder: str | None = None
+    """Text: null to hash its words; or a sentence-transformers model (extra `text`) that makes the vector, named by its
+    folder or by an installed package that holds it; nothing is downloaded."""
     dtype: str = "float32"
     """Vector and text: float32, or float16 for files of half the size."""
     length: int = 50

@@ -1,6 +1,7 @@
 """From what the engine gives for a feature to the column the contract asks for."""
 
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -12,8 +13,9 @@ from trainer.data.hashing import hashed_row
 from trainer.data.inputs import Input
 from trainer.data.lists import fixed_size_lists, list_offsets, lists_of
 from trainer.data.moments import Moments
-from trainer.data.schema import Feature, VectorType, weight_column
+from trainer.data.schema import HASHED_WORDS, Feature, VectorType, weight_column
 from trainer.data.text import TextHasher
+from trainer.data.text_vectors import TextVectors
 from trainer.data.vocabulary import training_values, vocabulary_table
 from trainer.data.weights import Bags, TfIdf
 
@@ -28,20 +30,29 @@ class ColumnEncoder:
         feature: The feature.
         item_id: The item id, whose table a history shares.
         table_rows: Rows of each embedding table.
+        folder: For what is not kept.
+
+    Raises:
+        UserError: a text's encoder cannot be loaded.
     """
 
-    def __init__(self, connection: Connection, feature: Input, item_id: Input, table_rows: dict[str, int]) -> None:
-        self.input = feature
+    def __init__(
+        self, connection: Connection, feature: Input, item_id: Input, table_rows: dict[str, int], folder: Path
+    ) -> None:
+        self.input, self.notes, self._text_encoder = feature, list[str](), ""
         self._moments = Moments(feature.config.log1p)
         self._table_input = item_id if feature.kind == "history" else feature
         self._table_rows = table_rows
         match feature.kind:
+            case "text" if feature.config.encoder is not None:
+                self._texts = TextVectors(connection, feature, folder)
+                self._dim, self._text_encoder, self.notes = self._texts.dim, self._texts.name, [self._texts.note]
             case "text":
-                self._dim = feature.config.dim
+                self._dim, self._text_encoder = feature.config.dim, HASHED_WORDS
                 self._hasher = TextHasher(self._dim)
             case "vector":
-                table = "catalog" if feature.side == "candidate" else feature.relation.replace("source", "read")
-                (self._dim,) = first_row(connection, f"SELECT coalesce(max(len({feature.column})), 1) FROM {table}")
+                longest = f"SELECT coalesce(max(len({feature.column})), 1) FROM {feature.table}"
+                (self._dim,) = first_row(connection, longest)
             case _ if feature.multi_valued and feature.has_vocabulary:
                 query = f"SELECT id FROM {vocabulary_table(feature.name)} ORDER BY index"
                 self._vocabulary = connection.sql(query).to_arrow_table()["id"].combine_chunks()
@@ -71,15 +82,21 @@ class ColumnEncoder:
             return f"coalesce({hashed_row(column, buckets)}, 0)"
         if self.input.has_vocabulary and not self.input.multi_valued:
             return f"coalesce(lookup_{self.input.name}.index, 0)"
+        if self.input.config.encoder is not None:
+            return f"lookup_{self.input.name}.index"
         return column
 
     @property
     def join(self) -> str:
-        """SQL that joins the vocabulary, where there is one to join."""
-        if not self.input.has_vocabulary or self.input.multi_valued:
-            return ""
+        """SQL that joins the vocabulary, or the indices of texts, where there are such."""
         name, column = f"lookup_{self.input.name}", self.input.column
-        return f"LEFT JOIN {vocabulary_table(self.input.name)} AS {name} ON {name}.id = {column}"
+        if self.input.config.encoder is not None:
+            table = self._texts.table
+        elif self.input.has_vocabulary and not self.input.multi_valued:
+            table = vocabulary_table(self.input.name)
+        else:
+            return ""
+        return f"LEFT JOIN {table} AS {name} ON {name}.id = {column}"
 
     def encode(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
         """The contract's columns of a batch of those that `selected` names."""
@@ -106,6 +123,8 @@ class ColumnEncoder:
                 values = pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False)
                 self._moments.update(values)
                 return pa.array(values, pa.float32())
+            case "text" if self.input.config.encoder is not None:
+                return fixed_size_lists(self._texts(column))
             case "text":
                 return fixed_size_lists(self._hasher(column.to_pylist()).astype(self.input.config.dtype))
             case "vector":
@@ -133,7 +152,7 @@ class ColumnEncoder:
             case "numeric":
                 return entry("numeric", log1p=config.log1p, mean=self._moments.mean, std=self._moments.std)
             case "text" | "vector":
-                return entry("vector", dim=self._dim, dtype=cast(VectorType, config.dtype))
+                return entry("vector", dim=self._dim, dtype=cast(VectorType, config.dtype), encoder=self._text_encoder)
         sparse = partial(entry, table=table, num_embeddings=self._table_rows[table], hashed=self._table_input.hashed)
         match self.input.kind:
             case "id":

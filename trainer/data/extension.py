@@ -9,7 +9,8 @@ from trainer.config import FeatureConfig, PreparedConfig
 from trainer.data.engine import Connection, first_row, reading
 from trainer.data.inputs import Input
 from trainer.data.parts import scan_parts
-from trainer.data.schema import Feature, read_schema
+from trainer.data.schema import HASHED_WORDS, Feature, read_schema
+from trainer.data.text_model import find_model, model_name
 from trainer.errors import UserError
 
 
@@ -125,18 +126,21 @@ def open_extended(config: PreparedConfig) -> Extended:
 
 def _declared(feature: FeatureConfig, before: Feature) -> list[tuple[str, Any, Any]]:
     """What a declaration alone tells of a feature: setting, value and what it was."""
-    stored_as = {"text": "vector", "hour": "categorical", "weekday": "categorical"}
+    stored_as = {"hour": "categorical", "weekday": "categorical"}
     facts: list[tuple[str, Any, Any]] = [
         ("side", feature.side, before.side),
-        ("kind", stored_as.get(feature.kind, feature.kind), before.kind),
+        ("kind", stored_as.get(feature.kind, feature.kind), "text" if before.encoder else before.kind),
     ]
     if before.kind in ("id", "categorical"):
         was = before.num_embeddings - 1 if before.hashed else "null"
         facts.append(("hash_buckets", feature.hash_buckets or "null", was))
     if before.kind == "numeric":
         facts.append(("log1p", feature.log1p, before.log1p))
-    if feature.kind == "text":
-        facts.append(("dim", feature.dim, before.dim))
+    if feature.kind == "text" and feature.encoder is None:
+        facts += [("encoder", HASHED_WORDS, before.encoder), ("dim", feature.dim, before.dim)]
+    elif feature.kind == "text":
+        folder = find_model(f"data.features.{before.name}.encoder", feature.encoder or "")
+        facts.append(("encoder", model_name(folder), before.encoder))
     return facts
 
 

@@ -1,18 +1,13 @@
-"""The declared features against the columns there are: every complaint about a declaration is raised here."""
+"""The declared features against the columns there are."""
 
-import re
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import cast
 
-from trainer.checks import require_one_of, require_positive
 from trainer.config import FeatureConfig, PreparedConfig
 from trainer.data.engine import EVENTS, INTEGERS, ITEMS, NUMBERS, USERS, Connection, columns, quoted
-from trainer.data.schema import RESERVED_COLUMNS, TIMESTAMP, Side, VectorType, weight_column
-from trainer.data.weights import check_weighting, find_weights, parts_of
+from trainer.data.schema import TIMESTAMP, Side
+from trainer.data.weights import find_weights, parts_of
 from trainer.errors import UserError
-
-KINDS = ("id", "categorical", "numeric", "vector", "text", "hour", "weekday", "history")
-MAX_BUCKETS = 2**31 - 2  # rows are int32, and row 0 is taken
 
 # UTC, also before 1970. Monday is 0; the epoch was a Thursday.
 _TIME_PARTS = {
@@ -20,15 +15,6 @@ _TIME_PARTS = {
     "weekday": "((timestamp - (timestamp % 86400 + 86400) % 86400) // 86400 % 7 + 10) % 7",
 }
 TIME_VALUES = {"hour": 24, "weekday": 7}
-
-# Settings that only some kinds take: elsewhere they would do nothing.
-_TAKEN_BY = {
-    "hash_buckets": ("id", "categorical"),
-    "max_values": ("categorical",),
-    "weight_column": ("categorical",),
-    "weighting": ("categorical",),
-    "dtype": ("vector", "text"),
-}
 
 
 @dataclass(frozen=True)
@@ -65,6 +51,11 @@ class Input:
     def weights_column(self) -> str:
         """Name of its weights there."""
         return f"weights_{self.name}"
+
+    @property
+    def table(self) -> str:
+        """The engine's table that is made of its relation."""
+        return {EVENTS: "read_events", ITEMS: "catalog", USERS: "read_users"}[self.relation]
 
     @property
     def selected(self) -> str:
@@ -117,53 +108,6 @@ def resolve(connection: Connection, config: PreparedConfig) -> tuple[list[Input]
             column = feature.column or _default(name, feature)
             notes.append(f"feature {name}: left out, the source has no column {column}")
     return inputs, notes
-
-
-def check_declarations(config: PreparedConfig) -> None:
-    """Raises a UserError for a feature that is misdeclared, whatever the source has."""
-    rename = "rename the feature and set its column"
-    weights = {weight_column(name): name for name, feature in config.features.items() if feature.weight_column}
-    for name, feature in config.features.items():
-        where = f"data.features.{name}"
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise UserError(where, name, "a name of letters, digits and underscores", rename)
-        if name in RESERVED_COLUMNS:
-            raise UserError(where, name, "a name other than " + ", ".join(RESERVED_COLUMNS), rename)
-        if name in weights:
-            raise UserError(where, name, f"a name that the weights of {weights[name]} do not have", rename)
-        require_one_of(f"{where}.side", feature.side, ("query", "candidate"))
-        require_one_of(f"{where}.kind", feature.kind, KINDS)
-        for setting in ("min_count", "dim", "length", "max_values"):
-            require_positive(f"{where}.{setting}", getattr(feature, setting))
-        require_one_of(f"{where}.dtype", feature.dtype, get_args(VectorType))
-        for setting, kinds in _TAKEN_BY.items():
-            value = getattr(feature, setting)
-            if feature.kind not in kinds and value != getattr(FeatureConfig, setting):
-                raise UserError(f"{where}.{setting}", value, f"kind {' or '.join(kinds)} for it, not {feature.kind}",
-                                f"remove {where}.{setting}")  # fmt: skip
-        _check_hashed(where, feature)
-        check_weighting(where, feature)
-        if feature.side == "candidate" and feature.kind in ("hour", "weekday", "history"):
-            raise UserError(f"{where}.side", feature.side, f"query for a {feature.kind}", f"set {where}.side=query")
-    ids = [name for name, feature in config.features.items() if (feature.side, feature.kind) == ("candidate", "id")]
-    if len(ids) != 1:
-        raise UserError("data.features", ids, "exactly one id on the candidate side, that of the item",
-                        "declare item_id: {side: candidate, kind: id}, others as categorical")  # fmt: skip
-    if config.features[ids[0]].optional:
-        raise UserError(f"data.features.{ids[0]}.optional", True, "false: the item id is always there", "remove it")
-    histories = [name for name, feature in config.features.items() if feature.kind == "history"]
-    if len(histories) > 1:
-        raise UserError("data.features", histories, "at most one history", "remove the others")
-
-
-def _check_hashed(where: str, feature: FeatureConfig) -> None:
-    buckets = feature.hash_buckets
-    if buckets is not None and not 1 <= buckets <= MAX_BUCKETS:
-        raise UserError(f"{where}.hash_buckets", buckets, f"a number from 1 to {MAX_BUCKETS}",
-                        f"set {where}.hash_buckets=1000000")  # fmt: skip
-    if buckets is not None and feature.min_count != 1:
-        raise UserError(f"{where}.min_count", feature.min_count, "1, for hashing counts no values",
-                        f"remove {where}.min_count or {where}.hash_buckets")  # fmt: skip
 
 
 def _default(name: str, feature: FeatureConfig) -> str:

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from trainer.checks import require_one_of, require_positive
 from trainer.config import PreparedConfig
 from trainer.data.catalog_file import write_catalog
+from trainer.data.declarations import check_declarations
 from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import SAMPLE_WEIGHT, Connection, Source, columns, first_row, open_engine, within_limits
 from trainer.data.extension import Extended, open_extended
 from trainer.data.footers import footer_checksums
 from trainer.data.histories import Histories
-from trainer.data.inputs import check_declarations, resolve
+from trainer.data.inputs import resolve
 from trainer.data.prepared_files import fingerprint, write_parts, write_vocabularies
 from trainer.data.prepared_rows import catalog_batches, event_batches
 from trainer.data.reading import RowCount, id_type, read_tables
@@ -87,7 +88,7 @@ def _check(config: PreparedConfig) -> None:
         raise UserError("data.sequence_length", config.sequence_length, "2 or more: a query and its positive",
                         "set data.sequence_length=200")  # fmt: skip
     check_split(config.split)
-    check_declarations(config)
+    check_declarations(config.features)
 
 
 def _refuse_taken(target: Path) -> None:
@@ -154,7 +155,8 @@ def _run(
     vocabularies = [feature.name for feature in inputs if feature.has_vocabulary]
     write_vocabularies(connection, folder / "vocabulary", vocabularies)
     item_id = next(feature for feature in inputs if (feature.side, feature.kind) == ("candidate", "id"))
-    encoders = [ColumnEncoder(connection, feature, item_id, table_rows) for feature in inputs]
+    encoders = [ColumnEncoder(connection, feature, item_id, table_rows, engine) for feature in inputs]
+    told += [note for encoder in encoders for note in encoder.notes]
     extended.check_dims(encoder.feature() for encoder in encoders)
     stages.begin("catalogue")
     candidates = [encoder for encoder in encoders if encoder.input.side == "candidate"]

@@ -40,6 +40,8 @@ RESERVED_COLUMNS = (
 )  # fmt: skip
 
 SCHEMA_VERSION = 3
+HASHED_WORDS = "hashed words"
+"""The encoder of a text without a model."""
 DECLARATION = "features.json"
 """What another engine writes in place of schema.json; see foreign.py."""
 
@@ -79,7 +81,7 @@ class Feature:
     dtype: VectorType = "float32"
     """What a vector's elements are in the files; the towers get float32."""
     encoder: str = ""
-    """What made a vector of a text, hashed words or a model by the digest of its files; empty for a given vector."""
+    """What made a text a vector: hashed words, or a model by the digest of its files; empty where it was one."""
     log1p: bool = False
     """Whether a numeric is replaced by log(1 + x) before it is standardised."""
     mean: float = 0.0
@@ -112,6 +114,7 @@ class Feature:
             "a history is the query's": self.kind != "history" or self.side == "query",
             "only a categorical can be multi_valued": not self.multi_valued or self.kind == "categorical",
             "only a categorical that is multi_valued can be weighted": not self.weighted or self.multi_valued,
+            "only a vector has an encoder": not self.encoder or is_vector,
             "per_event is for the query side": not self.per_event or self.side == "query",
             "table is missing": self.table or not self.is_sparse,
             f"num_embeddings={self.num_embeddings} has no rows": self.num_embeddings >= 1 or not self.is_sparse,
