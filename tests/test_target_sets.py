@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import EVENTS, Event, as_columns, md5_lower
@@ -15,7 +15,8 @@ from tests.shop import catalog, events_of, prepare_shop, query, rows
 from trainer.config import ColumnsConfig, SplitConfig
 from trainer.errors import UserError
 
-Asked = tuple[int, list[int], list[int | None], int]  # user, targets, what came before, time
+Before = list[tuple[int | None, int]]  # items, and when they are known
+Asked = tuple[int, list[int], Before, int, int]  # user, targets, what came before, time, weight
 
 SPLITS = [
     SplitConfig("random", 0.2, 0.3),
@@ -46,28 +47,34 @@ def draw(events: list[Event], stated: list[str], known: Collection[int], split: 
     return found
 
 
-def ask(events: list[Event], splits: list[str | None]) -> tuple[dict[str, list[Asked]], list[Asked]]:
-    """The queries of validation and test, and the training rows."""
+def ask(events: list[Event], stated: list[str], splits: list[str | None]) -> tuple[dict[str, list[Asked]], list[Asked]]:
+    """The queries of validation and test, and the training rows; an event weighs as many as came before it."""
     asked: dict[str, list[Asked]] = {"validation": [], "test": []}
     trained = []
     for user in {user for user, _, _ in events}:
         theirs = sorted((time, seq, item, splits[seq]) for seq, (its, item, time) in enumerate(events) if its == user)
-        before: list[int | None] = []
-        latest = -99
-        for time, _, item, split in theirs:
-            if split in ("train", None):
-                latest = max(latest, time)
-                if split:
-                    trained.append((user, [item], list(before), time))
-                before.append(item if split else None)
+        before: Before = []
+        for time, seq, item, split in theirs:
+            if split == "train":
+                trained.append((user, [item], list(before), time, seq))
+            if stated[seq] == "train" and split in ("train", None):
+                before.append((item if split else None, time))
         for name, queries in asked.items():
-            new = [(time, item) for time, _, item, split in theirs if split == name and item not in before]
-            targets = list(dict.fromkeys(item for _, item in new))
-            if targets and before:
-                queries.append((user, targets, list(before), max(latest, new[0][0])))
-            latest = max([latest, *(next(time for time, its in new if its == item) for item in targets)])
-            before += targets
+            had, first = {item for item, _ in before}, dict[int, int]()
+            for time, _, item, split in theirs:
+                if split == name and item not in had:
+                    first.setdefault(item, time)
+            known = list(before)
+            for item, time in first.items():
+                before.append((item, max([time, *(at for _, at in before)])))
+            if first and known:
+                queries.append((user, [*first], known, before[len(known)][1], 0))
     return asked, trained
+
+
+def past(before: Before, time: int) -> tuple[list[int | None], list[int]]:
+    """The history, of three events at most, and their ages."""
+    return [item for item, _ in before[-3:]], [time - at for _, at in before[-3:]]
 
 
 @given(
@@ -77,6 +84,10 @@ def ask(events: list[Event], splits: list[str | None]) -> tuple[dict[str, list[A
     stated=st.lists(st.sampled_from(["train", "train", "train", "test", "validation"]), min_size=30, max_size=30),
     validation_stated=st.booleans(),
 )
+@example(  # an event of an unknown item, to come
+    events=[(1, 1, 0), (1, 2, 1), (1, 5, 2), (1, 3, 3)], known={1, 2, 3}, split=SPLITS[2],
+    stated=["train", "validation", "test", "test"], validation_stated=True,
+)  # fmt: skip
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 def test_queries_equal_those_of_plain_python(
     tmp_path: Path, events: list[Event], known: set[int] | None, split: SplitConfig, stated: list[str],
@@ -86,33 +97,35 @@ def test_queries_equal_those_of_plain_python(
     stated = [name if name != "validation" or validation_stated else "test" for name in stated[: len(events)]]
     if split.by != "given":
         stated = ["train"] * len(events)
-    asked, trained = ask(events, draw(events, stated, there, split))
+    asked, trained = ask(events, stated, draw(events, stated, there, split))
     assume(trained and all(asked.values()))
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    columns = ColumnsConfig(split="fold" if split.by == "given" else None)
+    columns = ColumnsConfig(split="fold" if split.by == "given" else None, weight="value")
     items = None if known is None else {"item_id": sorted(known)}
     schema = prepare_shop(
-        tmp_path, as_columns(events) | {"fold": stated, "split": [7] * len(events)}, items, split=split,
-        columns=columns, unknown_items="out_of_vocabulary", layouts=["event"],
+        tmp_path, as_columns(events) | {"fold": stated, "split": [7] * len(events), "value": [*range(len(events))]},
+        items, split=split, columns=columns, unknown_items="out_of_vocabulary", layouts=["event"],
     )  # fmt: skip
     item: dict[int, int | None] = {place: row["raw_item_id"] for place, row in enumerate(catalog(tmp_path))}
     item[-1] = None
     for name, expected in asked.items():
         found = [
             (row["raw_user_id"], [item[place] for place in row["targets"]], [item[place] for place in row["seen"]],
-             row["timestamp"])
+             row["timestamp"], [item[place] for place in row["history"]], row["history_age"])
             for row in rows(tmp_path, name)
         ]  # fmt: skip
-        assert sorted(found, key=repr) == sorted(expected, key=repr)
+        wanted = [(user, targets, [its for its, _ in before], time, *past(before, time))
+                  for user, targets, before, time, _ in expected]  # fmt: skip
+        assert sorted(found, key=repr) == sorted(wanted, key=repr)
         assert schema.num_events[name] == len(expected)
-        assert all(row["history"] == row["seen"][-3:] for row in rows(tmp_path, name))
     found_train = [
-        (item[row["item_row"]], [item[place] for place in row["history"]], row["timestamp"])
+        (item[row["item_row"]], row["weight"], row["timestamp"], [item[place] for place in row["history"]],
+         row["history_age"])
         for row in rows(tmp_path, "train")
-    ]
-    wanted = [(its, past[-3:], time) for _, (its,), past, time in trained]
+    ]  # fmt: skip
+    wanted = [(its, weight, time, *past(before, time)) for _, (its,), before, time, weight in trained]
     assert sorted(found_train, key=repr) == sorted(wanted, key=repr)
-    counts = Counter(its for its, _, _ in wanted)
+    counts = Counter(its for its, *_ in wanted)
     assert {row["raw_item_id"]: row["train_count"] for row in catalog(tmp_path)} == {its: counts[its] for its in there}
 
 

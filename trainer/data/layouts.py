@@ -19,14 +19,17 @@ class Rows(Protocol):
     Attributes:
         num_rows: R.
         num_queries: Q.
-        query_row: int64 [Q] ascending, the row of each query; None where each row is one.
         seen: int64 [Q], how many events of its row each query has seen.
     """
 
     num_rows: int
     num_queries: int
-    query_row: np.ndarray | None
     seen: np.ndarray
+
+    @property
+    def query_row(self) -> np.ndarray | None:
+        """int64 [Q] ascending, the row of each query; None where each row is one."""
+        ...
 
     @property
     def positive_row(self) -> np.ndarray:
@@ -68,7 +71,7 @@ class EventRows:
     def __init__(self, events: pa.Table, history: Feature | None) -> None:
         self._events, self._history = events, history
         self.num_rows = self.num_queries = len(events)
-        self.query_row: np.ndarray | None = None
+        self.query_row = None
         self.seen = self.histories().lengths if history else np.zeros(len(events), np.int64)
 
     @property

@@ -13,8 +13,8 @@ _DRAWABLE = "(item_row IS NOT NULL AND given = 'train')"
 def order_target_sets(connection: Connection, config: SplitConfig, seed: int) -> list[str]:
     """Makes the engine's table `events`, as splits.py describes it, from read_events, users and catalog.
 
-    A held-out event whose user has had the item before, in an earlier split or in this one, is no target: it comes last
-    and has no split. `timestamp` is that of the latest event up to here.
+    A held-out event whose user has had the item before, in an earlier split or in this one, or of an unknown item, is no
+    target: it comes last, in nobody's history, and has no split. `timestamp` is that of the latest event up to here.
 
     Returns:
         A line for everything that is not asked.
@@ -35,8 +35,8 @@ def order_target_sets(connection: Connection, config: SplitConfig, seed: int) ->
                 SELECT * EXCLUDE (again) REPLACE (CASE WHEN NOT again THEN split END AS split),
                        CASE WHEN again THEN 3 ELSE {_stage("split")} END AS stage
                 FROM (
-                    SELECT *, {_stage("split")} > 0 AND row_number() OVER (
-                        PARTITION BY user_id, item_row ORDER BY {_stage("split")}, {order}) > 1 AS again
+                    SELECT *, {_stage("coalesce(split, given)")} > 0 AND (split IS NULL OR row_number() OVER (
+                        PARTITION BY user_id, item_row ORDER BY {_stage("split")}, {order}) > 1) AS again
                     FROM assigned
                 )
             )
