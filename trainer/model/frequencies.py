@@ -13,7 +13,7 @@ class StreamingFrequencies(nn.Module):
     """Each item's share of the positives, estimated from the gaps between the batches in which it appears.
 
     Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations" (2019), algorithm 2,
-    and its several hash functions (section 4.1): an item's bucket keeps the mean gap in steps between appearances, and
+    with several hash functions as they propose: an item's bucket keeps the mean gap in steps between appearances, and
     of several arrays the smallest estimate counts, since a collision only makes it larger. A popular item is in every
     batch, with several draws, which no gap shows; so the mean number of draws of an appearance is kept as well, and
 
@@ -91,7 +91,7 @@ class StreamingFrequencies(nn.Module):
         self.mean_draws.lerp_(count_N.sum().float(), (1 / self.steps.float()).clamp(min=self._learning_rate))
 
     def log_q(self, item_row_N: Tensor) -> Tensor:
-        """Log of each item's share of the positives, float32 [N]; -inf for an item that never was in an update.
+        """Log of each item's share of the positives, float32 [N]; -inf for an item whose bucket no update has filled.
 
         Args:
             item_row_N: int64 [N], catalogue rows.
@@ -114,8 +114,8 @@ class StreamingFrequencies(nn.Module):
 def mixture_log_q(log_q_N: Tensor, positives: int | Tensor, uniform: int, num_items: int) -> Tensor:
     """Log of each item's share of all draws, where uniform ones come in addition to the batch's positives.
 
-    Yang et al., "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations" (2020), section
-    4.2: an item is expected positives * q + uniform / num_items times among positives + uniform draws.
+    Yang et al., "Mixed Negative Sampling for Learning Two-tower Neural Networks in Recommendations" (2020): an
+    item is expected positives * q + uniform / num_items times among positives + uniform draws.
 
     Args:
         log_q_N: float [N], log of the share of the positives; -inf for an item that never is one.
