@@ -81,10 +81,10 @@ def test_other_row_groups_are_refused(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-40], lambda text: text.replace('"mean"', '"men"'),
-                                    lambda text: text.replace('"version": 2', '"version": 1')])  # fmt: skip
+                                    lambda text: text.replace('"version": 3', '"version": 1')])  # fmt: skip
 def test_a_damaged_schema_is_one_message(tmp_path: Path, damage: object) -> None:
     (tmp_path / "schema.json").write_text(damage(SCHEMA.to_json()))
-    with pytest.raises(UserError, match="expected a schema.json of version 2 as trainer.prepare writes it"):
+    with pytest.raises(UserError, match="expected a schema.json of version 3 as trainer.prepare writes it"):
         read_schema(tmp_path)
 
 
@@ -95,6 +95,6 @@ def test_a_damaged_config_is_one_message(run_dir: Path) -> None:
 
 
 def test_a_run_of_another_version_is_one_message(run_dir: Path) -> None:
-    (run_dir / "schema.json").write_text(SCHEMA.to_json().replace('"version": 2', '"version": 1'))
+    (run_dir / "schema.json").write_text(SCHEMA.to_json().replace('"version": 3', '"version": 1'))
     with pytest.raises(UserError, match=r"expected a run of this version's trainer.train \(schema.json: it is of"):
         run_directory.read_schema_of(run_dir)
