@@ -9,8 +9,8 @@ from torch import Tensor
 from trainer.data.batch import QueryBatch
 from trainer.runtime.gather import gather
 
-# B queries on this rank, Q queries of all ranks, C of them scored at a time, T targets of these, M items on this rank,
-# N items of all ranks, D embedding dim
+# B queries on this rank, Q queries of all ranks, C scored and c of them compared at a time, T targets of these, M items on this
+# rank, N items of all ranks, D embedding dim
 
 SCORES_AT_ONCE = 1 << 26
 """Scores that a process holds in memory: 256 MB in float32."""
@@ -57,6 +57,9 @@ class CatalogRanker:
         self._num_warm = int((~is_cold_M).sum())
         most_items = gather(torch.tensor([len(item_MD)], device=item_MD.device)).max()
         self._queries_at_once = max(1, SCORES_AT_ONCE // int(most_items))  # the same on every process
+        # Held for good, since fresh memory costs more than what is done with it.
+        self._score_CM = item_MD.new_empty((self._queries_at_once, len(item_MD)))
+        self._below_cM = item_MD.new_empty((max(1, COMPARED_AT_ONCE // max(1, len(item_MD))), len(item_MD)))
 
     def ranks(self, query_BD: Tensor, batch: QueryBatch) -> TargetRanks:
         """Ranks the targets of all processes' queries, on every process.
@@ -68,20 +71,22 @@ class CatalogRanker:
         query_QD, length_Q = gather(query_BD), gather(batch.target_lengths)
         target_Q = _gather_ragged(batch.target_rows).split(length_Q.tolist())
         seen_Q = _gather_ragged(batch.seen_rows).split(gather(batch.seen_lengths).tolist())
+        # Queries with the most targets first, so that those which have a further one are always the first rows.
+        order_Q = torch.argsort(length_Q, descending=True, stable=True)
+        target_Q, seen_Q = ([rows_Q[query] for query in order_Q.tolist()] for rows_Q in (target_Q, seen_Q))
         at_once = self._queries_at_once
         ranked = [
-            self._rank(query_QD[start : start + at_once], target_Q[start : start + at_once],
-                       seen_Q[start : start + at_once])
-            for start in range(0, len(query_QD), at_once)
-        ]  # fmt: skip
+            self._rank(query_CD, target_Q[start : start + at_once], seen_Q[start : start + at_once])
+            for start, query_CD in zip(range(0, len(query_QD), at_once), query_QD[order_Q].split(at_once), strict=True)
+        ]
         rank_T, own_rank_T = torch.cat(ranked, dim=1)
-        is_cold_T = self._is_cold_N[torch.cat(target_Q)]
-        return TargetRanks(torch.repeat_interleave(gather(batch.row), length_Q), rank_T, is_cold_T, own_rank_T)
+        query_T = torch.repeat_interleave(gather(batch.row)[order_Q], length_Q[order_Q])
+        return TargetRanks(query_T, rank_T, self._is_cold_N[torch.cat(target_Q)], own_rank_T)
 
-    def _rank(self, query_CD: Tensor, target_C: tuple[Tensor, ...], seen_C: tuple[Tensor, ...]) -> Tensor:
+    def _rank(self, query_CD: Tensor, target_C: list[Tensor], seen_C: list[Tensor]) -> Tensor:
         """int64 [2, T]: ranks among all items, and among the target's own kind."""
         query_T, target_T = _pairs(target_C)
-        score_CM = query_CD @ self._item_MD.T
+        score_CM = torch.mm(query_CD, self._item_MD.T, out=self._score_CM[: len(query_CD)])
         here_T, column = self._here(target_T)
         # from the same product as the scores it is compared with, whose rounding then is the same for equal items
         threshold_T = score_CM.new_full((len(target_T),), float("-inf"))
@@ -92,7 +97,7 @@ class CatalogRanker:
         seen_query, seen_row = _pairs(seen_C)
         here_S, column = self._here(seen_row)
         score_CM[seen_query[here_S], column] = float("-inf")
-        above_2T = self._count_others(score_CM, query_T, threshold_T)
+        above_2T = self._count_others(score_CM, [len(rows) for rows in target_C], threshold_T)
         dist.all_reduce(above_2T)
 
         is_cold_T = self._is_cold_N[target_T]
@@ -102,16 +107,24 @@ class CatalogRanker:
             above_own_T + _places(2 * query_T + is_cold_T, threshold_T),
         ])  # fmt: skip
 
-    def _count_others(self, score_CM: Tensor, query_T: Tensor, threshold_T: Tensor) -> Tensor:
+    def _count_others(self, score_CM: Tensor, length_C: list[int], threshold_T: Tensor) -> Tensor:
         """int64 [2, T]: warm and cold items here that do not score below a target; what is left out is at -inf."""
-        at_once = max(1, COMPARED_AT_ONCE // max(1, score_CM.shape[1]))
-        counts = []
-        for query_t, threshold_t in zip(query_T.split(at_once), threshold_T.split(at_once), strict=True):
-            # 1 where below, in place and in the scores' type: counting booleans is ten times slower on a CPU
-            below_tM = score_CM[query_t].lt_(threshold_t[:, None])
-            kinds = (below_tM[:, : self._num_warm], below_tM[:, self._num_warm :])
-            counts.append(torch.stack([kind.shape[1] - _count(kind) for kind in kinds]))
-        return torch.cat(counts, dim=1)
+        count_2T = threshold_T.new_empty((2, len(threshold_T)), dtype=torch.int64)
+        begin_C = torch.tensor([0, *length_C[:-1]], device=threshold_T.device).cumsum(0)
+        at_once = len(self._below_cM)
+        for first in range(0, len(score_CM), at_once):
+            score_cM, length_c = score_CM[first : first + at_once], length_C[first : first + at_once]
+            having = len(length_c)
+            for number in range(length_c[0]):
+                while length_c[having - 1] <= number:
+                    having -= 1
+                place_c = begin_C[first : first + having] + number
+                # 1 where below, in the scores' type: counting booleans is ten times slower on a CPU
+                below_cM = self._below_cM[:having]
+                torch.lt(score_cM[:having], threshold_T[place_c, None], out=below_cM)
+                for kind, below in enumerate((below_cM[:, : self._num_warm], below_cM[:, self._num_warm :])):
+                    count_2T[kind, place_c] = below.shape[1] - _count(below)
+        return count_2T
 
     def _here(self, row_T: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the catalogue rows are on this process, and those rows' columns in the scores."""
@@ -120,9 +133,9 @@ class CatalogRanker:
         return here_T, self._column_M[place_T[here_T]]
 
 
-def _count(ones_tM: Tensor) -> Tensor:
-    """int64 [t] sums of zeros and ones, in stretches within which float32 is exact."""
-    return torch.stack([part.sum(dim=1).long() for part in ones_tM.split(1 << 24, dim=1)]).sum(dim=0)
+def _count(ones_cM: Tensor) -> Tensor:
+    """int64 [c] sums of zeros and ones, in stretches within which float32 is exact."""
+    return torch.stack([part.sum(dim=1).long() for part in ones_cM.split(1 << 24, dim=1)]).sum(dim=0)
 
 
 def _places(list_T: Tensor, score_T: Tensor) -> Tensor:
@@ -136,7 +149,7 @@ def _places(list_T: Tensor, score_T: Tensor) -> Tensor:
     return place_T
 
 
-def _pairs(rows_C: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def _pairs(rows_C: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(query, catalogue row) of everything in the queries' lists of rows."""
     lengths_C = torch.tensor([len(rows) for rows in rows_C], device=rows_C[0].device)
     return torch.repeat_interleave(torch.arange(len(rows_C), device=lengths_C.device), lengths_C), torch.cat(rows_C)
