@@ -9,11 +9,11 @@ from torch import Tensor
 from trainer.data.batch import QueryBatch
 from trainer.runtime.gather import gather
 
-# B queries on this rank, Q queries of all ranks, C scored and c of them compared at a time, T targets of these, M items on this
-# rank, N items of all ranks, D embedding dim
+# B queries on this rank, Q queries of all ranks, C scored and c of them compared at a time, T targets of these,
+# M items on this rank, N items of all ranks, D embedding dim
 
-SCORES_AT_ONCE = 1 << 26
-"""Scores that a process holds in memory: 256 MB in float32."""
+SCORES_AT_ONCE = 1 << 25
+"""Scores that a process holds in memory: 128 MB in float32."""
 COMPARED_AT_ONCE = 1 << 19
 """Scores that are compared with their targets' at a time: few enough for a core's cache."""
 
