@@ -1,14 +1,22 @@
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from tests.prepared import SCHEMA
 from tests.ranks import RankPool
 from trainer.data.batch import QueryBatch
+from trainer.data.catalog import Catalog
+from trainer.data.row_groups import open_events
+from trainer.data.schema import TARGETS
 from trainer.data.shares import share_of_rank
+from trainer.errors import UserError
 from trainer.runtime import ranking
 from trainer.runtime.evaluation import Evaluation
+from trainer.runtime.fit import check_monitor
 from trainer.runtime.processes import Processes
 
 ITEMS, PER_RANK = 29, 6
@@ -96,3 +104,17 @@ def test_a_diverged_model_finds_nothing(ranks: RankPool) -> None:
 def test_without_cold_items_there_is_one_list(ranks: RankPool) -> None:
     (with_cold,), (without,) = (ranks.run(1, evaluated, cold, *scene(1)) for cold in (COLD, COLD & False))
     assert without[0] == {name: value for name, value in with_cold[0].items() if "/" not in name}
+
+
+def test_a_monitor_of_cold_items_needs_some_among_the_targets(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items, validation = Catalog(prepared, SCHEMA), open_events(prepared, SCHEMA, "validation")
+    check_monitor("val/recall@10", items, validation)
+    for kind in ("cold", "warm"):
+        with pytest.raises(
+            UserError, match=rf"run.monitor=val/{kind}/recall@10: expected validation with {kind} items"
+        ):
+            check_monitor(f"val/{kind}/recall@10", items, validation)
+    target = validation.read(0)[TARGETS][0][0].as_py()
+    monkeypatch.setattr(items, "counts_before", lambda split: np.arange(len(items)) != target)
+    for kind in ("cold", "warm"):
+        check_monitor(f"val/{kind}/recall@10", items, validation)

@@ -102,7 +102,7 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     reader = TrainingReader(files, config.data.layout, assembler, order, rank, world_size, pinned=on_gpu)
     reader.check_memory(config.data.memory_gb)
     held_out, at_once = open_events(data_dir, schema, "validation"), config.run.validation_batch_size_per_rank
-    _check_monitor(config.run.monitor, catalog, held_out)
+    check_monitor(config.run.monitor, catalog, held_out)
     share = share_of_rank(held_out.num_rows, rank, world_size)
     steps = steps_of_all(held_out.num_rows, at_once, world_size)
     validation = HeldOutReader(held_out, assembler, at_once, share, steps)
@@ -121,7 +121,7 @@ def steps_of_run(config: RunConfig, order: TrainingOrder) -> int:
     return max(order.steps(config.epochs), validations * order.steps(config.validate_every))
 
 
-def _check_monitor(monitor: str, catalog: Catalog, held_out: RowGroups) -> None:
+def check_monitor(monitor: str, catalog: Catalog, held_out: RowGroups) -> None:
     """Refuses to wait for a metric of cold or of warm items that validation will never have.
 
     Raises:

@@ -9,11 +9,11 @@ from torch import Tensor
 from trainer.data.batch import QueryBatch
 from trainer.runtime.gather import gather
 
-# B queries on this rank, Q queries of all ranks, C of them scored at a time, T targets of these, M items on this rank,
-# N items of all ranks, K interests of a query, D embedding dim
+# B queries on this rank, Q queries of all ranks, C scored and c of them compared at a time, T targets of these, K
+# interests of a query, R = C * K, M items on this rank, N items of all ranks, D embedding dim
 
-SCORES_AT_ONCE = 1 << 26
-"""Scores that a process holds in memory, 256 MB in float32; of several interests, as many again."""
+SCORES_AT_ONCE = 1 << 25
+"""Scores that a process holds in memory, of all interests: 128 MB in float32."""
 COMPARED_AT_ONCE = 1 << 19
 """Scores that are compared with their targets' at a time: few enough for a core's cache."""
 
@@ -58,8 +58,10 @@ class CatalogRanker:
         self._item_MD, self._first_row, self._is_cold_N = item_MD[order_M], first_row, is_cold_N
         self._column_M = torch.argsort(order_M)
         self._num_warm = int((~is_cold_M).sum())
-        most_items = gather(torch.tensor([len(item_MD)], device=item_MD.device)).max()
-        self._queries_at_once = max(1, SCORES_AT_ONCE // int(most_items))  # the same on every process
+        self._most_items = int(gather(torch.tensor([len(item_MD)], device=item_MD.device)).max())
+        # Held for good, since fresh memory costs more than what is done with it.
+        self._score_RM = item_MD.new_empty((0, len(item_MD)))
+        self._below_cM = item_MD.new_empty((max(1, COMPARED_AT_ONCE // max(1, len(item_MD))), len(item_MD)))
 
     def ranks(self, query_BD: Tensor, batch: QueryBatch) -> TargetRanks:
         """Ranks the targets of all processes' queries, on every process.
@@ -72,17 +74,21 @@ class CatalogRanker:
         query_QKD = gather(query_BD).reshape(len(length_Q), -1, self._item_MD.shape[1])
         target_Q = _gather_ragged(batch.target_rows).split(length_Q.tolist())
         seen_Q = _gather_ragged(batch.seen_rows).split(gather(batch.seen_lengths).tolist())
-        at_once = self._queries_at_once
+        # Queries with the most targets first, so that those which have a further one are always the first rows.
+        order_Q = torch.argsort(length_Q, descending=True, stable=True)
+        target_Q, seen_Q = ([rows_Q[query] for query in order_Q.tolist()] for rows_Q in (target_Q, seen_Q))
+        at_once = max(1, SCORES_AT_ONCE // (query_QKD.shape[1] * self._most_items))  # the same on every process
         ranked = [
-            self._rank(query_QKD[start : start + at_once], target_Q[start : start + at_once],
-                       seen_Q[start : start + at_once])
-            for start in range(0, len(query_QKD), at_once)
-        ]  # fmt: skip
+            self._rank(query_CKD, target_Q[start : start + at_once], seen_Q[start : start + at_once])
+            for start, query_CKD in zip(
+                range(0, len(query_QKD), at_once), query_QKD[order_Q].split(at_once), strict=True
+            )
+        ]
         rank_T, own_rank_T = torch.cat(ranked, dim=1)
-        is_cold_T = self._is_cold_N[torch.cat(target_Q)]
-        return TargetRanks(torch.repeat_interleave(gather(batch.row), length_Q), rank_T, is_cold_T, own_rank_T)
+        query_T = torch.repeat_interleave(gather(batch.row)[order_Q], length_Q[order_Q])
+        return TargetRanks(query_T, rank_T, self._is_cold_N[torch.cat(target_Q)], own_rank_T)
 
-    def _rank(self, query_CKD: Tensor, target_C: tuple[Tensor, ...], seen_C: tuple[Tensor, ...]) -> Tensor:
+    def _rank(self, query_CKD: Tensor, target_C: list[Tensor], seen_C: list[Tensor]) -> Tensor:
         """int64 [2, T]: ranks among all items, and among the target's own kind."""
         query_T, target_T = _pairs(target_C)
         score_CM = self._scores(query_CKD)
@@ -96,7 +102,7 @@ class CatalogRanker:
         seen_query, seen_row = _pairs(seen_C)
         here_S, column = self._here(seen_row)
         score_CM[seen_query[here_S], column] = float("-inf")
-        above_2T = self._count_others(score_CM, query_T, threshold_T)
+        above_2T = self._count_others(score_CM, [len(rows) for rows in target_C], threshold_T)
         dist.all_reduce(above_2T)
 
         is_cold_T = self._is_cold_N[target_T]
@@ -107,23 +113,34 @@ class CatalogRanker:
         ])  # fmt: skip
 
     def _scores(self, query_CKD: Tensor) -> Tensor:
-        """[C, M]: the best of the interests' products, interest by interest, so that never all are held."""
-        first_CD, *others = query_CKD.unbind(1)
-        score_CM = first_CD @ self._item_MD.T
-        for query_CD in others:
-            torch.maximum(score_CM, query_CD @ self._item_MD.T, out=score_CM)
-        return score_CM
+        """[C, M]: of every item here, the best that an interest gives it."""
+        query_RD = query_CKD.flatten(0, 1)
+        if len(self._score_RM) < len(query_RD):
+            self._score_RM = self._item_MD.new_empty((len(query_RD), len(self._item_MD)))
+        score_RM = torch.mm(query_RD, self._item_MD.T, out=self._score_RM[: len(query_RD)])
+        best_CM, *others = score_RM.unflatten(0, query_CKD.shape[:2]).unbind(1)
+        for other_CM in others:
+            torch.maximum(best_CM, other_CM, out=best_CM)
+        return best_CM
 
-    def _count_others(self, score_CM: Tensor, query_T: Tensor, threshold_T: Tensor) -> Tensor:
+    def _count_others(self, score_CM: Tensor, length_C: list[int], threshold_T: Tensor) -> Tensor:
         """int64 [2, T]: warm and cold items here that do not score below a target; what is left out is at -inf."""
-        at_once = max(1, COMPARED_AT_ONCE // max(1, score_CM.shape[1]))
-        counts = []
-        for query_t, threshold_t in zip(query_T.split(at_once), threshold_T.split(at_once), strict=True):
-            # 1 where below, in place and in the scores' type: counting booleans is ten times slower on a CPU
-            below_tM = score_CM[query_t].lt_(threshold_t[:, None])
-            kinds = (below_tM[:, : self._num_warm], below_tM[:, self._num_warm :])
-            counts.append(torch.stack([kind.shape[1] - _count(kind) for kind in kinds]))
-        return torch.cat(counts, dim=1)
+        count_2T = threshold_T.new_empty((2, len(threshold_T)), dtype=torch.int64)
+        begin_C = torch.tensor([0, *length_C[:-1]], device=threshold_T.device).cumsum(0)
+        at_once = len(self._below_cM)
+        for first in range(0, len(score_CM), at_once):
+            score_cM, length_c = score_CM[first : first + at_once], length_C[first : first + at_once]
+            having = len(length_c)
+            for number in range(length_c[0]):
+                while length_c[having - 1] <= number:
+                    having -= 1
+                place_c = begin_C[first : first + having] + number
+                # 1 where below, in the scores' type: counting booleans is ten times slower on a CPU
+                below_cM = self._below_cM[:having]
+                torch.lt(score_cM[:having], threshold_T[place_c, None], out=below_cM)
+                for kind, below in enumerate((below_cM[:, : self._num_warm], below_cM[:, self._num_warm :])):
+                    count_2T[kind, place_c] = below.shape[1] - _count(below)
+        return count_2T
 
     def _here(self, row_T: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the catalogue rows are on this process, and those rows' columns in the scores."""
@@ -132,9 +149,9 @@ class CatalogRanker:
         return here_T, self._column_M[place_T[here_T]]
 
 
-def _count(ones_tM: Tensor) -> Tensor:
-    """int64 [t] sums of zeros and ones, in stretches within which float32 is exact."""
-    return torch.stack([part.sum(dim=1).long() for part in ones_tM.split(1 << 24, dim=1)]).sum(dim=0)
+def _count(ones_cM: Tensor) -> Tensor:
+    """int64 [c] sums of zeros and ones, in stretches within which float32 is exact."""
+    return torch.stack([part.sum(dim=1).long() for part in ones_cM.split(1 << 24, dim=1)]).sum(dim=0)
 
 
 def _places(list_T: Tensor, score_T: Tensor) -> Tensor:
@@ -148,7 +165,7 @@ def _places(list_T: Tensor, score_T: Tensor) -> Tensor:
     return place_T
 
 
-def _pairs(rows_C: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def _pairs(rows_C: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(query, catalogue row) of everything in the queries' lists of rows."""
     lengths_C = torch.tensor([len(rows) for rows in rows_C], device=rows_C[0].device)
     return torch.repeat_interleave(torch.arange(len(rows_C), device=lengths_C.device), lengths_C), torch.cat(rows_C)
