@@ -16,7 +16,7 @@ from trainer.data.catalog import Catalog
 from trainer.data.events import HeldOutReader, TrainingReader
 from trainer.data.order import TrainingOrder
 from trainer.data.row_groups import open_events
-from trainer.data.schema import ITEM_ROW, SEEN, TARGETS, read_schema
+from trainer.data.schema import HISTORY_AGE, ITEM_ROW, SEEN, TARGETS, read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.errors import UserError
 
@@ -178,8 +178,10 @@ def test_an_item_that_the_catalogue_lacks_is_row_0_of_the_table(prepared: Path, 
     folder = shutil.copytree(prepared, tmp_path / "copy")
     path = folder / "events" / "test" / "part-00000.parquet"
     table = pq.read_table(path)
-    lists = pa.array([[-1, 3, -1], *table["history"].to_pylist()[1:]], table["history"].type)
-    pq.write_table(table.set_column(table.schema.get_field_index("history"), "history", lists), path)
+    for name, first in (("history", [-1, 3, -1]), (HISTORY_AGE, [9, 4, 1])):
+        lists = pa.array([first, *table[name].to_pylist()[1:]], table[name].type)
+        table = table.set_column(table.schema.get_field_index(name), name, lists)
+    pq.write_table(table, path)
     layout, files = assembler(folder), open_events(folder, SCHEMA, "test")
     (batch,) = HeldOutReader(files, layout, 4, range(4), 1)
     assert batch.batch.sparse_features["history"].to_dense()[0].tolist() == [0, 4, 0]

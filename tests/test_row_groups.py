@@ -12,7 +12,7 @@ import pytest
 from tests.prepared import ITEMS, ROW_GROUP, ROWS, SCHEMA
 from trainer.data.footers import footer_checksums
 from trainer.data.row_groups import open_events
-from trainer.data.schema import ITEM_ROW, RAW_USER_ID, SEEN, TARGETS
+from trainer.data.schema import HISTORY_AGE, ITEM_ROW, RAW_USER_ID, SEEN, TARGETS, TIMESTAMP
 from trainer.errors import UserError
 
 PART = "part-00001.parquet"
@@ -59,7 +59,7 @@ def cast(name: str, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
 
 def test_rows_are_those_of_the_files(prepared: Path) -> None:
     expected = pq.read_table(prepared / "events" / "test").select(
-        [TARGETS, "user_id", "age", "hour", "history", RAW_USER_ID, SEEN]
+        [TARGETS, "user_id", "age", "hour", "history", TIMESTAMP, HISTORY_AGE, RAW_USER_ID, SEEN]
     )
     tables = read_all(prepared, "test")
     assert [len(table) for table in tables] == list(open_events(prepared, SCHEMA, "test").sizes)
@@ -112,6 +112,7 @@ def test_what_another_engine_may_write_differently_is_read_alike(folder: Path) -
 
 def test_an_item_that_the_catalogue_lacks_may_stand_in_histories(folder: Path) -> None:
     rewrite(folder, "train", with_value("history", 5, [-1, 3]))
+    rewrite(folder, "train", with_value(HISTORY_AGE, 5, [9, 4]))
     assert pc.sum(pc.equal(pa.concat_tables(read_all(folder)).column("history").combine_chunks().values, -1)).as_py()
 
 
@@ -172,7 +173,7 @@ def test_the_size_of_the_largest_row_group_is_that_of_its_arrow_arrays(prepared:
 
 def test_parts_that_are_missing_added_or_exchanged_are_named(folder: Path) -> None:
     schema = replace(SCHEMA, footers=footer_checksums(folder))
-    assert len(schema.footers) == 6
+    assert len(schema.footers) == 7
     open_events(folder, schema, "train")
     first, second = (folder / "events" / "train" / f"part-0000{number}.parquet" for number in (0, 1))
     shutil.copy(first, folder / "events" / "train" / "part-00002.parquet")

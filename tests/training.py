@@ -16,6 +16,7 @@ from trainer.data.catalog import Catalog
 from trainer.data.events import HeldOutReader, TrainingReader
 from trainer.data.order import TrainingOrder
 from trainer.data.row_groups import open_events, open_sequences
+from trainer.data.schema import Feature
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.model.two_tower import make_model
 from trainer.runtime.evaluation import evaluate_model
@@ -29,10 +30,12 @@ BATCH, STREAMS = 48, 6
 
 def config(sharding: str = "row_wise", optimizer: str = "rowwise_adagrad") -> TrainConfig:
     """Small towers, quick rates."""
-    tower = TowerConfig(hidden=[16])
+    query, candidate = (
+        TowerConfig(features=[f.name for f in FEATURES if f.side == side], hidden=[16]) for side in ("query", "candidate")
+    )
     rate = 3.0 if optimizer == "sgd" else 0.2
     return TrainConfig(
-        model=ModelConfig(embedding_dim=8, categorical_dim=4, query=tower, candidate=tower, id_dropout=0.1,
+        model=ModelConfig(embedding_dim=8, categorical_dim=4, query=query, candidate=candidate, id_dropout=0.1,
                           loss=LossConfig(temperature=0.2)),
         optimizer=OptimizerConfig(
             embedding=optimizer, embedding_learning_rate=rate, dense_learning_rate=0.01, warmup_steps=2
@@ -41,10 +44,15 @@ def config(sharding: str = "row_wise", optimizer: str = "rowwise_adagrad") -> Tr
     )
 
 
+def features_of(config: TrainConfig) -> tuple[Feature, ...]:
+    """Those that the towers take."""
+    return SCHEMA.select(config.model.query.features, config.model.candidate.features)
+
+
 def sharded_model(processes: Processes, config: TrainConfig, seed: int = 0) -> DistributedModelParallel:
     """The model at its start."""
     torch.manual_seed(seed)
-    model = make_model(SCHEMA, FEATURES, config)
+    model = make_model(SCHEMA, features_of(config), config)
     return shard(model, config.sharding, config.optimizer, BATCH // processes.world_size, seed, processes)
 
 
@@ -53,7 +61,7 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
     """Takes steps through the module's own training_step, without Lightning's loop around it."""
     model = model or sharded_model(processes, config)
     catalog = Catalog(folder, SCHEMA)
-    assembler = BatchAssembler(SCHEMA, FEATURES, catalog, config.model)
+    assembler = BatchAssembler(SCHEMA, features_of(config), catalog, config.model)
     layout = config.data.layout
     opened = open_sequences if layout == "sequence" else partial(open_events, split="train")
     files = opened(folder, SCHEMA, columns=assembler.columns(layout))
@@ -65,6 +73,7 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
     chosen = module.configure_optimizers()
     losses = []
     for batch in islice(reader, steps):
+        module.on_train_batch_start(batch, batch.step)
         loss = module.training_step(batch)
         chosen["optimizer"].zero_grad()
         loss.backward()

@@ -66,6 +66,7 @@ def check_train_config(config: TrainConfig) -> None:
         raise UserError("run.validate_every", config.run.validate_every, expected, "lower run.validate_every")
     for name, share in {
         "model.id_dropout": config.model.id_dropout,
+        "model.list_dropout": config.model.list_dropout,
         "model.history.dropout": config.model.history.dropout,
         "model.query.dropout": config.model.query.dropout,
         "model.candidate.dropout": config.model.candidate.dropout,
@@ -133,6 +134,10 @@ def _check_loss(config: LossConfig) -> None:
     if config.log_q == "streaming" and not config.in_batch_negatives:
         raise UserError("model.loss.log_q", config.log_q, "none where in_batch_negatives=false: draws are uniform",
                         "set model.loss.log_q=none")  # fmt: skip
+    if config.remove_known_positives != "none" and not config.remove_accidental_hits:
+        raise UserError("model.loss.remove_accidental_hits", False,
+                        "true where known positives are removed, of which the query's own item is one",
+                        "set model.loss.remove_accidental_hits=true")  # fmt: skip
     if config.streaming_rate > 1:
         raise UserError("model.loss.streaming_rate", config.streaming_rate, "a rate in (0, 1]",
                         "set model.loss.streaming_rate=0.01")  # fmt: skip

@@ -152,6 +152,8 @@ class BatchAssembler:
     def _column(self, feature: Feature, rows: Rows | None, item_row: np.ndarray, step: int | None) -> Ragged:
         if feature.side == "candidate":
             column = self._catalog.sparse(feature, item_row)
+            if feature.multi_valued and step is not None and self._model.list_dropout:
+                column = self._thinned(column, feature, item_row, step)
         elif rows is None:
             return Ragged(_NONE, _NONE)
         else:
@@ -162,6 +164,14 @@ class BatchAssembler:
             hidden = hidden_ids(self._seed, step, feature.name, column.values, self._model.id_dropout)
             return replace(column, values=np.where(hidden, 0, column.values))
         return column
+
+    def _thinned(self, column: Ragged, feature: Feature, item_row: np.ndarray, step: int) -> Ragged:
+        """Without the values that a step leaves out; given weights make up for them."""
+        share = self._model.list_dropout
+        value_of_item = item_row[column.owner] * feature.num_embeddings + column.values
+        kept = ~hidden_ids(self._seed, step, feature.name, value_of_item, share)
+        weights = None if column.weights is None else column.weights[kept] / (1 - share)
+        return Ragged(column.values[kept], np.bincount(column.owner[kept], minlength=len(item_row)), weights)
 
     def _query_dense(self, rows: Rows) -> Tensor:
         columns = [rows.dense(feature) for feature in self._dense if feature.side == "query"]
