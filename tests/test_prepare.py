@@ -557,7 +557,11 @@ def test_command_writes_nothing_but_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "code", "message"),
     [
-        ((), 2, "error: data=???: expected movielens, tabular, generated or foreign. Remedy: add data=... to"),
+        (
+            (),
+            2,
+            "error: data=???: expected movielens, user_item_lists, citeulike, tabular, generated or foreign. Remedy: add data=... to",
+        ),
         (
             ("data=movielens",),
             2,
