@@ -560,7 +560,7 @@ def test_command_writes_nothing_but_its_folder(tmp_path: Path) -> None:
         (
             (),
             2,
-            "error: data=???: expected movielens, user_item_lists, citeulike, tabular, generated or foreign. Remedy: add data=",
+            "error: data=???: expected movielens, user_item_lists, citeulike, tabular, generated or foreign.",
         ),
         (
             ("data=movielens",),
