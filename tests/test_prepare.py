@@ -566,7 +566,11 @@ def test_command_writes_nothing_but_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "code", "message"),
     [
-        ((), 2, "data=???: expected movielens, user_item_lists, citeulike, tabular, generated or foreign. Remedy: add"),
+        (
+            (),
+            2,
+            "error: data=???: expected movielens, user_item_lists, citeulike, tabular, generated or foreign.",
+        ),
         (
             ("data=movielens",),
             2,
