@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from tests.commands import REPOSITORY
 from tests.ranks import RankPool
 from tests.training import config, trained, whole_tables
-from trainer.config import HistoryConfig, TrainConfig
+from trainer.checks import check_train_config
+from trainer.config import CONFIG_DIR, HistoryConfig, TrainConfig, register_configs, typed
 from trainer.runtime.processes import Processes
 
 STEPS = 6
+
+register_configs()
 
 
 def model(**changes: object) -> Callable[[TrainConfig], None]:
@@ -104,3 +109,14 @@ def test_every_switch_changes_what_is_learned(ranks: RankPool, prepared: Path) -
         seen[last] = name
 
 
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "configs" / "model").glob("*.yaml")))
+def test_each_model_that_comes_ready_made_trains_on_two_ranks(ranks: RankPool, prepared: Path, name: str) -> None:
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        composed = compose("train", ["data.dir=x", "run.dir=y", f"model={name}"])
+    train = typed(composed, TrainConfig)
+    check_train_config(train)
+    train.optimizer.warmup_steps = 0
+    losses = [loss for _, loss in ranks.run(2, after_steps, train, prepared)]
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]

@@ -75,10 +75,11 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
     for batch in islice(reader, steps):
         module.on_train_batch_start(batch, batch.step)
         loss = module.training_step(batch)
-        chosen["optimizer"].zero_grad()
         loss.backward()
-        chosen["optimizer"].step()
-        chosen["lr_scheduler"]["scheduler"].step()
+        if chosen is not None:  # a model of tables alone has none
+            chosen["optimizer"].step()
+            chosen["optimizer"].zero_grad()
+            chosen["lr_scheduler"]["scheduler"].step()
         losses.append(sum(gather_objects(loss.item())) / processes.world_size)
     reader.close()
     return model, losses
