@@ -62,7 +62,9 @@ def test_half_precision_vectors_stay_so_until_they_are_in_a_batch(tmp_path: Path
     write_catalog(tmp_path / "catalog.arrow", [pa.record_batch(columns)])
     catalog = Catalog(tmp_path, schema)
     assert catalog.dense(features[2], np.array([2])).dtype == np.float16
-    dense = BatchAssembler(schema, features, catalog, ModelConfig()).candidate_batch(np.array([2, 0])).item_dense.numpy()
+    dense = (
+        BatchAssembler(schema, features, catalog, ModelConfig()).candidate_batch(np.array([2, 0])).item_dense.numpy()
+    )
     assert dense.dtype == np.float32
     np.testing.assert_array_equal(dense, np.array([[3.5, *image[2]], [1.5, *image[0]]], np.float32))
 

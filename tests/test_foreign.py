@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.config import FeatureConfig, ForeignConfig, GeneratedConfig, PrepareConfig
-from trainer.config import ModelConfig
+from trainer.config import FeatureConfig, ForeignConfig, GeneratedConfig, ModelConfig, PrepareConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader

@@ -109,8 +109,6 @@ def test_every_switch_changes_what_is_learned(ranks: RankPool, prepared: Path) -
         seen[last] = name
 
 
-
-
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "configs" / "model").glob("*.yaml")))
 def test_each_model_that_comes_ready_made_trains_on_two_ranks(ranks: RankPool, prepared: Path, name: str) -> None:
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):

@@ -43,7 +43,8 @@ class Share:
         batch = RetrievalBatch(
             KeyedJaggedTensor(["x"], torch.zeros(0), lengths=torch.zeros(len(items.row), dtype=torch.int32)),
             None, None, torch.from_numpy(items.row), torch.from_numpy(items.positive_count),
-            torch.from_numpy(items.uniform_count), torch.from_numpy(SHARE[items.row[: len(items.positive_count)]]).float(),
+            torch.from_numpy(items.uniform_count),
+            torch.from_numpy(SHARE[items.row[: len(items.positive_count)]]).float(),
             torch.from_numpy(items.positive), query_row=torch.tensor([row for row, *_ in self.queries]),
             query_weight=torch.tensor(self.weight) if config.sample_weights else None,
         )  # fmt: skip
@@ -90,7 +91,8 @@ def written_out(shares: list[Share], config: LossConfig) -> dict[str, Any]:
     positives = [positive for share in shares for *_, positive in share.queries]
     uniform = [row for share in shares for row in share.uniform] if config.uniform_negatives else []
     draws = [*(positives if config.in_batch_negatives else []), *uniform]
-    count = {row: positives.count(row) / len(positives) for row in range(ITEMS)}  # what the streaming estimate begins with
+    # what the streaming estimate begins with
+    count = {row: positives.count(row) / len(positives) for row in range(ITEMS)}
     share_of = {"counts": dict(enumerate(SHARE)), "streaming": count}.get(config.log_q)
     total = torch.zeros(())
     weights = sum(sum(share.weight) if config.sample_weights else len(share.queries) for share in shares)
@@ -136,7 +138,9 @@ SWITCHES = {
     "history": {"remove_known_positives": "history", "uniform_negatives": 3},
     "user": {"remove_known_positives": "user"},
     "weights": {"sample_weights": True},
-    "everything": {"remove_known_positives": "user", "uniform_negatives": 3, "log_q": "streaming", "sample_weights": True},
+    "everything": {
+        "remove_known_positives": "user", "uniform_negatives": 3, "log_q": "streaming", "sample_weights": True,
+    },
 }  # fmt: skip
 
 

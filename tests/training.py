@@ -31,12 +31,19 @@ BATCH, STREAMS = 48, 6
 def config(sharding: str = "row_wise", optimizer: str = "rowwise_adagrad") -> TrainConfig:
     """Small towers, quick rates."""
     query, candidate = (
-        TowerConfig(features=[f.name for f in FEATURES if f.side == side], hidden=[16]) for side in ("query", "candidate")
+        TowerConfig(features=[f.name for f in FEATURES if f.side == side], hidden=[16])
+        for side in ("query", "candidate")
     )
     rate = 3.0 if optimizer == "sgd" else 0.2
     return TrainConfig(
-        model=ModelConfig(embedding_dim=8, categorical_dim=4, query=query, candidate=candidate, id_dropout=0.1,
-                          loss=LossConfig(temperature=0.2)),
+        model=ModelConfig(
+            embedding_dim=8,
+            categorical_dim=4,
+            query=query,
+            candidate=candidate,
+            id_dropout=0.1,
+            loss=LossConfig(temperature=0.2),
+        ),
         optimizer=OptimizerConfig(
             embedding=optimizer, embedding_learning_rate=rate, dense_learning_rate=0.01, warmup_steps=2
         ),

@@ -66,7 +66,9 @@ class BatchAssembler:
         share = share_of_rank(drawn, rank, world_size)
         return uniform_rows(self._seed, step, len(self._catalog), drawn)[share.start : share.stop] if drawn else _NONE
 
-    def training_batch(self, table: pa.Table, layout: str, step: int, uniform_row: np.ndarray = _NONE) -> RetrievalBatch:
+    def training_batch(
+        self, table: pa.Table, layout: str, step: int, uniform_row: np.ndarray = _NONE
+    ) -> RetrievalBatch:
         """Queries with their positives, and uniform draws.
 
         Args:
@@ -107,7 +109,8 @@ class BatchAssembler:
         items = distinct_items(positive_row, uniform_row, histories.values)
         batch = self._lay_out(rows, items, step)
         if self._sees_events:
-            batch.history = event_histories(rows, items.history, isinstance(rows, SequenceRows) and self._sees_others, self._sees_gaps)
+            sees_others = isinstance(rows, SequenceRows) and self._sees_others
+            batch.history = event_histories(rows, items.history, sees_others, self._sees_gaps)
         return batch
 
     def _add_known(self, batch: RetrievalBatch, rows: Rows) -> None:

@@ -111,7 +111,9 @@ class RetrievalBatch:
         keys = features.keys()
         lengths = features.lengths().new_zeros(len(keys), slots)
         lengths[:, : self.slots] = features.lengths().view(len(keys), self.slots)
-        padded = KeyedJaggedTensor(keys, features.values(), weights=features.weights_or_none(), lengths=lengths.view(-1))
+        padded = KeyedJaggedTensor(
+            keys, features.values(), weights=features.weights_or_none(), lengths=lengths.view(-1)
+        )
         return replace(self, sparse_features=padded)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RetrievalBatch":

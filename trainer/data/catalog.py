@@ -109,4 +109,3 @@ class Catalog:
     def _column(self, name: str) -> pa.Array:
         # prepare writes one record batch, so a column is one array that lies in the file as it is
         return self._table.column(name).chunk(0)
-

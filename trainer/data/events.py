@@ -74,10 +74,10 @@ class TrainingReader:
     def batches(self, step: int) -> Iterator[RetrievalBatch]:
         """The batches from a step on, made as they are taken; whoever iterates knows when to stop."""
         streams = [self._rows(stream, step) for stream in self._streams]
-        for step in itertools.count(step):
+        for now in itertools.count(step):
             rows = pa.concat_tables([next(rows) for rows in streams])
-            uniform_row = self._assembler.uniform_rows(step, self._rank, self._world_size)
-            batch = self._assembler.training_batch(rows, self._layout, step, uniform_row)
+            uniform_row = self._assembler.uniform_rows(now, self._rank, self._world_size)
+            batch = self._assembler.training_batch(rows, self._layout, now, uniform_row)
             yield batch.pin_memory() if self._pinned else batch
 
     def _rows(self, stream: int, step: int) -> Iterator[pa.Table]:

@@ -13,8 +13,8 @@ _DRAWABLE = "(item_row IS NOT NULL AND given = 'train')"
 def order_target_sets(connection: Connection, config: SplitConfig, seed: int) -> list[str]:
     """Makes the engine's table `events`, as splits.py describes it, from read_events, users and catalog.
 
-    A held-out event whose user has had the item before, in an earlier split or in this one, or of an unknown item, is no
-    target: it comes last, in nobody's history, and has no split. `timestamp` is that of the latest event up to here.
+    A held-out event whose item is unknown, or had by the user before, in an earlier split or in this one, is no target:
+    it comes last, in nobody's history, and has no split. `timestamp` is that of the latest event up to here.
 
     Returns:
         A line for everything that is not asked.

@@ -67,10 +67,7 @@ class AttentionPooling(nn.Module):
         )
         pool = _average_at_the_end if one_query_a_row else _average_at_each_state
         pooled = [pool(weight, event, at) for weight, event, at in zip(weights, events, seen, strict=True)]
-        if one_query_a_row:
-            state_QKD = torch.cat(pooled)[history.row]
-        else:
-            state_QKD = unpad_rows(pooled, history)[history.state]
+        state_QKD = torch.cat(pooled)[history.row] if one_query_a_row else unpad_rows(pooled, history)[history.state]
         return state_QKD if state_QKD.shape[1] > 1 else state_QKD[:, 0]
 
 
@@ -103,7 +100,9 @@ class CausalTransformer(nn.Module):
         super().__init__()
         self.input = _Events(dim, config.dropout, max_events, has_times)
         self.start_D = nn.Parameter(torch.randn(dim) * 0.02)
-        self.blocks = nn.ModuleList(Block(dim, config.heads, config.layers, config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.heads, config.layers, config.dropout) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(dim)
         self.gap = _time_embedding(dim, has_times)
 

@@ -180,4 +180,3 @@ def _chunks(num_queries: int, chunk_size: int, excluded: Exclusions | None) -> l
     length_Q = excluded.end_Q - excluded.begin_Q
     pairs = torch.stack([length_C.sum() for length_C in length_Q.split(chunk_size)]).tolist()
     return list(zip(chunks, pairs, strict=True))
-

@@ -12,8 +12,8 @@ from trainer.model.padding import pad_rows, unpad_rows
 class Block(nn.Module):
     """Attention, then a gated MLP, each added to what it was given the norm of.
 
-    Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture" (the norm comes first); Shazeer 2020, "GLU
-    Variants Improve Transformer", equation 6 (SwiGLU).
+    Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture" (the norm comes first); Shazeer 2020,
+    "GLU Variants Improve Transformer", equation 6 (SwiGLU).
 
     Args:
         dim: D.
@@ -32,7 +32,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         for layer in (self.query_key_value, self.gate):
             nn.init.normal_(layer.weight, std=dim**-0.5)
-        for layer in (self.attended, self.down):  # so that the sum over all layers begins at a width that no depth alters
+        for layer in (self.attended, self.down):  # so that the sum over all layers begins as wide at any depth
             nn.init.normal_(layer.weight, std=(2 * layers * layer.in_features) ** -0.5)
         for layer in (self.gate, self.down):
             nn.init.zeros_(layer.bias)

@@ -22,6 +22,7 @@ from trainer.runtime.optimizers import dense_optimizer, schedule, set_table_lear
 from trainer.runtime.processes import Processes
 from trainer.runtime.training_loss import TrainingLoss
 
+
 class RetrievalModule(pl.LightningModule):
     """A two-tower model in training.
 
