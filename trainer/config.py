@@ -257,7 +257,7 @@ class HistoryConfig:
     layers: int = 2
     """Of the transformer."""
     heads: int = 2
-    """Of the transformer; a divisor of embedding_dim."""
+    """Of the transformer; twice their number divides embedding_dim."""
     dropout: float = 0.2
     """Of attention and the transformer: of what they see of events, and of what each layer adds."""
 
