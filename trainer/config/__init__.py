@@ -1,0 +1,78 @@
+"""Every YAML's schema, documented where it is declared; checks.py holds what the types alone do not say.
+
+Commands receive the typed object: `@hydra.main` around `train(config: TrainConfig)`.
+"""
+
+from trainer.config.composition import (
+    CONFIG_DIR,
+    from_yaml,
+    register_configs,
+    run_command,
+    to_yaml,
+    typed,
+)
+from trainer.config.evaluate import (
+    CheckpointConfig,
+    EmbeddingExportConfig,
+    EvaluateConfig,
+    EvaluationConfig,
+    ExportConfig,
+)
+from trainer.config.prepare import (
+    CiteULikeConfig,
+    ColumnsConfig,
+    FeatureConfig,
+    ForeignConfig,
+    GeneratedConfig,
+    MovieLensConfig,
+    PrepareConfig,
+    PreparedConfig,
+    SplitConfig,
+    TabularConfig,
+    UserItemListsConfig,
+)
+from trainer.config.train import (
+    HistoryConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ShardingConfig,
+    TowerConfig,
+    TrainConfig,
+    TrainDataConfig,
+)
+
+__all__ = [
+    "CONFIG_DIR",
+    "CheckpointConfig",
+    "CiteULikeConfig",
+    "ColumnsConfig",
+    "EmbeddingExportConfig",
+    "EvaluateConfig",
+    "EvaluationConfig",
+    "ExportConfig",
+    "FeatureConfig",
+    "ForeignConfig",
+    "GeneratedConfig",
+    "HistoryConfig",
+    "LossConfig",
+    "ModelConfig",
+    "MovieLensConfig",
+    "OptimizerConfig",
+    "PrepareConfig",
+    "PreparedConfig",
+    "RunConfig",
+    "ShardingConfig",
+    "SplitConfig",
+    "TabularConfig",
+    "TowerConfig",
+    "TrainConfig",
+    "TrainDataConfig",
+    "UserItemListsConfig",
+    "from_yaml",
+    "register_configs",
+    "run_command",
+    "to_yaml",
+    "typed",
+]

@@ -1,0 +1,63 @@
+"""What `trainer.evaluate` and `trainer.export` are told: configs/evaluate.yaml and configs/export.yaml."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class CheckpointConfig:
+    """Which run, and on what it continues."""
+
+    dir: str = MISSING
+    """run.dir of the training."""
+    checkpoint: str = "best"
+    """best (by the run's monitor), last, or the name of a folder in RUN/checkpoints."""
+    data_dir: str | None = None
+    """Prepared folder, where it is not where it was in training."""
+    accelerator: str = "auto"
+    """cpu, gpu, or auto: gpu where there is one."""
+    threads: int | None = None
+    """Threads a rank on the CPU; null shares the cores out evenly."""
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured."""
+
+    split: str = "test"
+    """test or validation."""
+    k: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50, 100])
+    """Cut-offs of recall, NDCG, MRR and hit rate."""
+    batch_size_per_rank: int = 1024
+    """Queries a rank scores at a time against its share of the catalogue."""
+
+
+@dataclass
+class EvaluateConfig:
+    """configs/evaluate.yaml."""
+
+    run: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
+class EmbeddingExportConfig:
+    """What is written."""
+
+    side: str = "item"
+    """item: the whole catalogue; query: the rows of a split."""
+    split: str = "test"
+    """Query side: test or validation."""
+    rows_per_shard: int = 100_000
+    """Items, or queries, in a file; a query has a row for each of its interests."""
+    batch_size_per_rank: int = 4096
+    """Rows a rank embeds at a time."""
+
+
+@dataclass
+class ExportConfig:
+    """configs/export.yaml."""
+
+    run: CheckpointConfig = field(default_factory=CheckpointConfig)
+    export: EmbeddingExportConfig = field(default_factory=EmbeddingExportConfig)
