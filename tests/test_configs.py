@@ -6,12 +6,19 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
 from tests.commands import run
-from trainer.checks import check_batch_size, check_evaluate_config, check_export_config, check_train_config
+from trainer.checks import (
+    check_batch_size,
+    check_evaluate_config,
+    check_export_config,
+    check_negatives,
+    check_train_config,
+)
 from trainer.config import (
     CONFIG_DIR,
     EvaluateConfig,
     ExportConfig,
     ForeignConfig,
+    LossConfig,
     PrepareConfig,
     TrainConfig,
     register_configs,
@@ -107,6 +114,19 @@ def test_a_missing_value_is_named_with_its_remedy() -> None:
      ("model.embedding_dim=30", "model.embedding_dim=30: expected a multiple of 4.*set model.embedding_dim=28"),
      ("+model.table_dims.user_id=0", "model.table_dims.user_id=0: expected a multiple of 4"),
      ("model.query.hidden=[0]", r"model.query.hidden=\[0\]: expected widths from 1"),
+     ("model.query.combine=add", "model.query.combine=add: expected one of concatenate, sum"),
+     ("model.candidate.cross_layers=-1", "model.candidate.cross_layers=-1: expected 0 or more"),
+     ("model.history.encoder=lstm", "model.history.encoder=lstm: expected one of mean, item_mean, attention"),
+     ("model.history.interests=3", "model.history.interests=3: expected 1 for the encoder mean"),
+     ("data.layout=sequence", "encoder=mean: expected item_mean, attention or transformer for data.layout=sequence"),
+     ("model.history.sees=others", "sees=others: expected data.layout=sequence and model.history.encoder=item_mean"),
+     ("model.loss.log_q=yes", "model.loss.log_q=yes: expected one of counts, streaming, none"),
+     ("model.loss.in_batch_negatives=false", "uniform_negatives=0: expected some where in_batch_negatives=false"),
+     ("model.loss.uniform_negatives=-1", "model.loss.uniform_negatives=-1: expected 0 or more"),
+     ("model.loss.streaming_rate=2", r"model.loss.streaming_rate=2.0: expected a rate in \(0, 1\]"),
+     ("model.list_dropout=1", r"model.list_dropout=1.0: expected a share in \[0, 1\)"),
+     ("optimizer.schedule=linear", "optimizer.schedule=linear: expected one of constant, cosine"),
+     ("optimizer.dense_gradient_clip=0", "optimizer.dense_gradient_clip=0.0: expected a number above 0"),
      ("sharding.ids=diagonal", "sharding.ids=diagonal: expected one of row_wise"),
      ("+sharding.tables.item_id=x", "sharding.tables.item_id=x"),
      ("run.monitor=val/auc", "run.monitor=val/auc: expected one of val/recall@k"),
@@ -115,6 +135,19 @@ def test_a_missing_value_is_named_with_its_remedy() -> None:
 def test_values_out_of_range_are_named(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_train_config(typed(compose("train", [*REQUIRED["train"], override]), TrainConfig))
+
+
+def test_values_that_contradict_one_another_are_named() -> None:
+    for overrides, message in {
+        ("model=sequence", "model.history.heads=3"): "heads=3: expected a number twice which divides",
+        ("model.loss.remove_known_positives=user", "model.loss.remove_accidental_hits=false"): "accidental_hits=False",
+        ("model.loss.in_batch_negatives=false", "model.loss.uniform_negatives=9", "model.loss.log_q=streaming"):
+            "log_q=streaming: expected none",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            check_train_config(typed(compose("train", [*REQUIRED["train"], *overrides]), TrainConfig))
+    with pytest.raises(UserError, match="negatives=11: expected at most the 10 items.*negatives=10"):
+        check_negatives(LossConfig(uniform_negatives=11), 10)
 
 
 def test_evaluate_and_export_values_are_checked() -> None:

@@ -1,14 +1,17 @@
 """What a step draws besides its rows: uniform negatives, hidden ids, thinned lists."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.prepared import ITEMS, SCHEMA, WORDS
 from trainer.config import LossConfig, ModelConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.id_dropout import hidden_ids
+from trainer.errors import UserError
 
 
 def test_hidden_ids_are_a_function_of_seed_step_name_and_id_in_the_share_asked_for() -> None:
@@ -62,3 +65,21 @@ def test_thinned_lists_keep_their_share_with_weights_that_make_up_for_the_rest(p
             assert all((value, weight) in pairs for value, weight in zip(values, weights, strict=True))
     assert 0.42 < kept / total < 0.58
     assert np.array_equal(thinned._column(WORDS, None, row, step=None).values, whole.values)  # in evaluation
+
+
+@pytest.mark.parametrize(
+    ("loss", "query", "message"),
+    [
+        ({"sample_weights": True}, None, "model.loss.sample_weights=True: expected data with weights"),
+        ({"remove_known_positives": "history"}, ["user_id"], "known_positives=history: expected a history among"),
+        ({"remove_known_positives": "user"}, ["age"], "known_positives=user: expected a user among"),
+    ],
+)
+def test_a_loss_that_asks_for_what_the_rows_do_not_tell(
+    prepared: Path, loss: dict[str, object], query: list[str] | None, message: str
+) -> None:
+    schema = replace(SCHEMA, sample_weights=False)
+    features = schema.select(query, None)
+    assembler = BatchAssembler(schema, features, Catalog(prepared, SCHEMA), ModelConfig(loss=LossConfig(**loss)))
+    with pytest.raises(UserError, match=message):
+        assembler.columns("event")

@@ -20,6 +20,7 @@ from trainer.data.negatives import uniform_rows
 from trainer.data.ragged import Ragged
 from trainer.data.schema import HISTORY_AGE, ITEM_ROW, SEEN, TARGETS, TIMESTAMP, WEIGHT, Feature, Schema
 from trainer.data.shares import share_of_rank
+from trainer.errors import UserError
 
 _NONE = np.empty(0, np.int64)
 
@@ -50,10 +51,24 @@ class BatchAssembler:
         self._user = next((f for f in features if (f.side, f.kind, f.per_event) == ("query", "id", False)), None)
 
     def columns(self, layout: str) -> list[str]:
-        """Columns of the training rows that a batch is made from."""
+        """Columns of the training rows that a batch is made from.
+
+        Raises:
+            UserError: the loss asks for what these rows do not tell.
+        """
+        loss = self._model.loss
+        if loss.sample_weights and not self._schema.sample_weights:
+            raise UserError("model.loss.sample_weights", True, "data with weights of its events",
+                            "prepare it with data.columns.weight, or set model.loss.sample_weights=false")  # fmt: skip
+        known = loss.remove_known_positives
+        tells = {"none": True, "history": bool(self._history), "user": bool(self._history or self._user)}
+        if layout == "event" and not tells[known]:
+            raise UserError("model.loss.remove_known_positives", known,
+                            f"a {known} among the query's features, which tells them",
+                            "name it in model.query.features, or set it to none")  # fmt: skip
         of_query = [feature for feature in self.features if feature.side == "query"]
         names = [feature.name for feature in of_query] + [f.weight_column for f in of_query if f.weighted]
-        if self._model.loss.sample_weights:
+        if loss.sample_weights:
             names.append(WEIGHT)
         if layout == "event":
             return [ITEM_ROW, *names, *([HISTORY_AGE] if self._sees_gaps else [])]
