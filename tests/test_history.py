@@ -1,7 +1,5 @@
 """Encoders of histories: what a state knows, and that both layouts and any padding agree."""
 
-from dataclasses import replace
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -134,21 +132,24 @@ def replace_events(rows: EventRows, row: int) -> EventRows:
     return EventRows(rows._events.slice(row, 1), HISTORY)
 
 
-def test_the_transformer_against_torch() -> None:
-    """Its attention is that of nn.MultiheadAttention with the same weights."""
+def test_a_block_against_its_formulas() -> None:
+    """Pairs of numbers as complex ones, which position p turns by p times an angle of their own; head by head."""
     torch.manual_seed(0)
     encoder = encoder_of("transformer")
-    history = replace(laid_out(sequence_rows([[4, 2, 7, 1]], [[0, 1, 2, 3]])))
-    block, state = encoder.blocks[0], torch.randn(4, DIM)
-    reference = nn.MultiheadAttention(DIM, 2, bias=False, batch_first=True)
-    with torch.no_grad():
-        reference.in_proj_weight.copy_(block.query_key_value.weight)
-        reference.out_proj.weight.copy_(block.attended.weight)
-    normed = block.attention_norm(state)[None]
-    mask = torch.ones(4, 4, dtype=torch.bool).triu(1)
-    attended = state + reference(normed, normed, normed, attn_mask=mask, need_weights=False)[0][0]
-    value, gate = block.gate(block.mlp_norm(attended)).chunk(2, dim=1)
-    expected = attended + block.down(nn.functional.silu(gate) * value)
+    history = laid_out(sequence_rows([[4, 2, 7, 1]], [[0, 1, 2, 3]]))
+    block, state, width = encoder.blocks[0], torch.randn(4, DIM), DIM // 2
+    query, key, value = block.query_key_value(block.attention_norm(state)).chunk(3, dim=1)
+    attended = torch.zeros(4, DIM)
+    for head in range(2):
+        part = slice(head * width, (head + 1) * width)
+        turn = torch.polar(torch.ones(4, 2), torch.arange(4.0)[:, None] * torch.tensor([1.0, 1000.0**-0.5]))
+        turned = [torch.complex(vector[:, part][:, :2], vector[:, part][:, 2:]) * turn for vector in (query, key)]
+        for place in range(4):
+            scores = torch.stack([(turned[0][place] * turned[1][seen].conj()).real.sum() for seen in range(place + 1)])
+            attended[place, part] = (scores / width**0.5).softmax(0) @ value[: place + 1, part]
+    added = state + block.attended(attended)
+    up, gate = block.gate(block.mlp_norm(added)).chunk(2, dim=1)
+    expected = added + block.down(nn.functional.silu(gate) * up)
     torch.testing.assert_close(block(state, history), expected)
 
 

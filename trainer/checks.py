@@ -111,8 +111,8 @@ def _check_history(config: TrainConfig) -> None:
     history, dim = config.model.history, config.model.embedding_dim
     require_one_of("model.history.encoder", history.encoder, ("mean", "item_mean", "attention", "transformer"))
     require_one_of("model.history.sees", history.sees, ("before", "others"))
-    if history.encoder == "transformer" and dim % history.heads:
-        raise UserError("model.history.heads", history.heads, f"a divisor of model.embedding_dim={dim}",
+    if history.encoder == "transformer" and dim % (2 * history.heads):
+        raise UserError("model.history.heads", history.heads, f"a number twice which divides model.embedding_dim={dim}",
                         "set model.history.heads=1")  # fmt: skip
     if history.encoder != "attention" and history.interests > 1:
         raise UserError("model.history.interests", history.interests, f"1 for the encoder {history.encoder}",

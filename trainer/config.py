@@ -258,7 +258,7 @@ class HistoryConfig:
     layers: int = 2
     """Of the transformer."""
     heads: int = 2
-    """Of the transformer; a divisor of embedding_dim."""
+    """Of the transformer; twice their number divides embedding_dim."""
     dropout: float = 0.2
     """Of attention and the transformer: of what they see of events, and of what each layer adds."""
 
@@ -276,6 +276,9 @@ class LossConfig:
     uniform_negatives: int = 0
     """Further candidates of each step, drawn from the whole catalogue, each item at most once; as many as there are
     items stand for all of them."""
+    cold_negatives: bool = True
+    """Whether items without training events are among the uniform draws: they teach that nobody chooses such items,
+    which is so of old ones and not of new ones. Otherwise draws of them are dropped."""
     log_q: str = "counts"
     """Correction of a candidate's score for how often it comes into a batch. counts: by its training events in the
     catalogue; streaming: by an estimate from the batches so far; none. Uniform negatives are reckoned in."""

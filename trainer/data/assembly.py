@@ -63,8 +63,11 @@ class BatchAssembler:
     def uniform_rows(self, step: int, rank: int, world_size: int) -> np.ndarray:
         """Catalogue rows of a rank's share of a step's uniform draws."""
         drawn = self._model.loss.uniform_negatives
+        if not drawn:
+            return _NONE
         share = share_of_rank(drawn, rank, world_size)
-        return uniform_rows(self._seed, step, len(self._catalog), drawn)[share.start : share.stop] if drawn else _NONE
+        rows = uniform_rows(self._seed, step, len(self._catalog), drawn)[share.start : share.stop]
+        return rows if self._model.loss.cold_negatives else rows[self._catalog.train_counts()[rows] > 0]
 
     def training_batch(
         self, table: pa.Table, layout: str, step: int, uniform_row: np.ndarray = _NONE

@@ -1,19 +1,24 @@
 """One layer of a causal transformer over rows of different lengths."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.data.batch import EventHistories
 from trainer.model.padding import pad_rows, unpad_rows
 
-# S states of all rows; n rows of a stretch, P states of its longest, D embedding dim
+# S states of all rows; n rows of a stretch, P states of its longest, D embedding dim, h half the width of a head
+
+ROTARY_BASE = 1000.0
+"""The slowest pair of a head turns once in some 6,000 events; histories are shorter than texts."""
 
 
 class Block(nn.Module):
     """Attention, then a gated MLP, each added to what it was given the norm of.
 
-    Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture" (the norm comes first); Shazeer 2020,
-    "GLU Variants Improve Transformer", equation 6 (SwiGLU).
+    Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture" (the norm comes first); Su et al. 2021,
+    "RoFormer", equation 34 (queries and keys turn with their position, so that attention knows how long ago an event
+    was); Shazeer 2020, "GLU Variants Improve Transformer", equation 6 (SwiGLU).
 
     Args:
         dim: D.
@@ -49,5 +54,20 @@ class Block(nn.Module):
         """[n, P, 3 D] -> [n, P, D]; what pads a row stands at its end, where no state of it looks."""
         n, P, width = query_key_value.shape
         query, key, value = query_key_value.view(n, P, 3, self.heads, width // 3 // self.heads).permute(2, 0, 3, 1, 4)
+        cos_Ph, sin_Ph = _angles(P, query.shape[-1] // 2, query.device)
+        query, key = _rotate(query, cos_Ph, sin_Ph), _rotate(key, cos_Ph, sin_Ph)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return attended.transpose(1, 2).reshape(n, P, width // 3)
+
+
+def _angles(positions: int, pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle by which each position turns each pair of numbers, both [P, h]."""
+    speed_h = ROTARY_BASE ** (-torch.arange(pairs, device=device) / pairs)
+    angle_Ph = torch.arange(positions, device=device)[:, None] * speed_h
+    return angle_Ph.cos(), angle_Ph.sin()
+
+
+def _rotate(value: Tensor, cos_Ph: Tensor, sin_Ph: Tensor) -> Tensor:
+    """[n, heads, P, 2 h] turned; a pair are the numbers at i and h + i."""
+    first, second = value.chunk(2, dim=-1)
+    return torch.cat([first * cos_Ph - second * sin_Ph, second * cos_Ph + first * sin_Ph], dim=-1)
