@@ -56,7 +56,8 @@ class SplitConfig:
     every held-out event is a query of its own, and all events before it are its history.
     random: of each user's events, shares drawn at random; item: all events of some items, which are cold then; given:
     as a column of the source says. In these, a user has one query with all that is held out of theirs as targets;
-    history and seen are their training events, and for test those of validation too."""
+    history and seen are their training events, and for test those of validation too. The query's time is that of its
+    first target, or of the newest event known, if later."""
     validation: float = 0.1
     """By time: share of all events. By user: of the users. By random: of a user's events, rounded down. By item: of the
     items. By given: what is drawn from the events given as train, where none is given as validation."""
