@@ -149,7 +149,10 @@ def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen) -> None:
 def test_a_killed_run_resumes_with_the_same_command_and_ends_as_the_uninterrupted_one(
     data: Path, tmp_path: Path
 ) -> None:
-    often = ("run.epochs=2", "run.validate_every=0.2")
+    # with all that a run keeps from step to step
+    often = ("run.epochs=2", "run.validate_every=0.2", "model.loss.log_q=streaming", "model.loss.uniform_negatives=100",
+             "model.loss.learn_temperature=true", "model.query.dropout=0.2", "optimizer.schedule=cosine",
+             "optimizer.dense_gradient_clip=1.0")  # fmt: skip
     train(data, tmp_path / "whole", *often)
     arguments = (f"data.dir={data}", f"run.dir={tmp_path / 'killed'}", *SMALL, *often)
     process = subprocess.Popen(
