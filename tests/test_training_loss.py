@@ -78,7 +78,7 @@ def of_rank(processes: Processes, shares: list[Share], config: LossConfig) -> di
     batch, item = share.batch(config)
     query = (share.query_QKD if share.query_QKD.shape[1] > 1 else share.query_QKD[:, 0]).clone().requires_grad_()
     item = item.clone().requires_grad_()
-    loss = TrainingLoss(config, ITEMS, processes.rank)(query, item, batch, sizes_of_all(batch))
+    loss = TrainingLoss(config, ITEMS, processes)(query, item, batch, sizes_of_all(batch))
     loss.backward()
     by_row = torch.zeros(ITEMS + 3, DIM).index_add_(0, batch.item_row, item.grad)
     return {"loss": loss.detach(), "query": query.grad.view(share.query_QKD.shape), "item": by_row[:ITEMS]}

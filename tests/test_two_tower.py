@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.prepared import FEATURES, SCHEMA
-from trainer.config import ModelConfig, TowerConfig
+from trainer.config import HistoryConfig, ModelConfig, TowerConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.batch import RetrievalBatch
 from trainer.data.catalog import Catalog
@@ -136,3 +136,53 @@ def test_a_model_without_any_looked_up_feature_is_refused() -> None:
 def test_an_unknown_feature_is_named_beside_those_there_are() -> None:
     with pytest.raises(UserError, match=r"model.query.features=.*'hour', 'history'\].*leave country out"):
         SCHEMA.select(["user_id", "country"], None)
+
+
+def test_an_encoder_wants_a_history_no_longer_than_what_is_trained() -> None:
+    config = ModelConfig(history=HistoryConfig(encoder="transformer"))
+    with pytest.raises(UserError, match=r"encoder=transformer: expected a history among the query's \['user_id'\]"):
+        TwoTower(SCHEMA.select(["user_id"], None), config)
+    with pytest.raises(UserError, match="rows with the 6 events of a history, not 5.*data.sequence_length=7"):
+        TwoTower(FEATURES, config, max_events=5)
+
+
+def test_towers_that_cannot_be_built_say_why() -> None:
+    for tower, message in (
+        (TowerConfig(combine="sum", hidden=None), r"query.combine=sum of widths \{'hour': 16\}.*categorical_dim=64"),
+        (TowerConfig(hidden=[8, 4], residual=True), r"query.hidden=\[8, 4\]: expected equal widths"),
+    ):
+        with pytest.raises(UserError, match=message):
+            TwoTower(FEATURES, ModelConfig(query=tower))
+
+
+def test_cross_layers_against_their_formula() -> None:
+    """DCN-v2: what enters, times a linear layer of what has come so far, added to that."""
+    features = SCHEMA.select(["user_id", "age"], None)[:2]
+    tower = Tower("query", features, {"user_id": 3}, TowerConfig(cross_layers=2, hidden=None), 4, False)
+    user, age = torch.randn(5, 3), torch.randn(5, 1)
+    start = torch.cat([user, (age - 40) / 10], dim=1)
+    once = start * (start @ tower.cross[0].weight.T + tower.cross[0].bias) + start
+    expected = start * (once @ tower.cross[1].weight.T + tower.cross[1].bias) + once
+    torch.testing.assert_close(tower({"user_id": user}, age), expected)
+
+
+def test_a_sum_of_features_is_a_sum() -> None:
+    features = SCHEMA.select(["user_id", "age"], None)[:2]
+    tower = Tower("query", features, {"user_id": 4}, TowerConfig(combine="sum", hidden=None), 4, False)
+    user, age = torch.randn(5, 4), torch.tensor([[30.0], [50.0], [40.0], [torch.nan], [70.0]])
+    scaled = torch.tensor([[-1.0], [1.0], [0.0], [0.0], [3.0]])
+    expected = user + scaled @ tower.dense_term.weight.T + tower.dense_term.bias
+    torch.testing.assert_close(tower({"user_id": user}, age), expected)
+
+
+def test_residual_layers_with_norms_against_their_formula() -> None:
+    features = SCHEMA.select(["user_id"], None)[:1]
+    config = TowerConfig(hidden=[6, 6], residual=True, layer_norm=True)
+    tower = Tower("query", features, {"user_id": 3}, config, 4, True)
+    first, first_norm, _, block, last = tower.mlp
+    user = torch.randn(5, 3)
+    hidden = F.relu(F.layer_norm(user @ first.weight.T + first.bias, (6,), first_norm.weight, first_norm.bias))
+    second, norm = block[0], block[1]
+    hidden = hidden + F.relu(F.layer_norm(hidden @ second.weight.T + second.bias, (6,), norm.weight, norm.bias))
+    expected = F.normalize(hidden @ last.weight.T + last.bias, dim=1)
+    torch.testing.assert_close(tower({"user_id": user}, torch.empty(5, 0)), expected)

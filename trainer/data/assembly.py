@@ -47,7 +47,8 @@ class BatchAssembler:
         self._sparse = [f for f in features if f.is_sparse and not (f.kind == "history" and self._sees_events)]
         self._dense = [feature for feature in features if not feature.is_sparse]
         self._is_weighted = any(feature.weighted for feature in self._sparse)
-        self._sees_gaps = model.history.encoder in ("attention", "transformer") and schema.timestamps
+        knows_times = self._history is not None and schema.timestamps
+        self._sees_gaps = knows_times and model.history.encoder in ("attention", "transformer")
         self._user = next((f for f in features if (f.side, f.kind, f.per_event) == ("query", "id", False)), None)
 
     def columns(self, layout: str) -> list[str]:

@@ -42,7 +42,7 @@ class RetrievalModule(pl.LightningModule):
     ) -> None:  # fmt: skip
         super().__init__()
         self.model: nn.Module = model
-        self.loss = TrainingLoss(config.model.loss, len(catalog), processes.rank)
+        self.loss = TrainingLoss(config.model.loss, len(catalog), processes)
         self.reader = reader
         self._config, self._assembler, self._catalog = config, assembler, catalog
         self._processes, self._num_steps = processes, num_steps

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.states import TrainerFn
+from torch import nn
 from torchrec.distributed import DistributedModelParallel
 
 from trainer.model.two_tower import TwoTower
@@ -47,6 +48,7 @@ class ShardedStrategy(DDPStrategy):
         assert self.accelerator is not None and self.lightning_module is not None
         self.accelerator.setup(trainer)
         self.lightning_module.model = self._shard(cast(TwoTower, self.lightning_module.model))
+        cast(nn.Module, self.lightning_module.loss).to(self.root_device)
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()

@@ -12,11 +12,14 @@ from trainer.model.frequencies import StreamingFrequencies, mixture_log_q
 from trainer.model.loss import Candidates, Exclusions, Queries, Workspace, sampled_softmax
 from trainer.runtime.candidates import GlobalCandidates, gather_candidates, gather_ragged
 from trainer.runtime.lockstep import Sizes
+from trainer.runtime.processes import Processes
 
 # R rows on this rank, Q queries, C candidates; N candidates over all W ranks, D embedding dim, K interests
 
 HASHES = 4
 """Of the streaming estimate: buckets that an item has where items share them."""
+LOGITS_ON_A_GPU = 1 << 26
+"""Held at once, which keep it busy: 256 MB."""
 
 
 class TrainingLoss(nn.Module):
@@ -25,13 +28,13 @@ class TrainingLoss(nn.Module):
     Args:
         config: of the loss.
         num_items: in the catalogue.
-        rank: of this process.
+        processes: this process's place.
     """
 
-    def __init__(self, config: LossConfig, num_items: int, rank: int) -> None:
+    def __init__(self, config: LossConfig, num_items: int, processes: Processes) -> None:
         super().__init__()
-        self._config, self._num_items, self._rank = config, num_items, rank
-        self._workspace = Workspace()
+        self._config, self._num_items, self._rank = config, num_items, processes.rank
+        self._workspace = Workspace(LOGITS_ON_A_GPU) if processes.device.type == "cuda" else Workspace()
         self.frequencies = (
             StreamingFrequencies(num_items, config.streaming_buckets, HASHES, config.streaming_rate)
             if config.log_q == "streaming"
