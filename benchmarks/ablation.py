@@ -6,8 +6,8 @@ Figures are of the test rows (each user's last event), of the epoch that is best
 seed by seed. What OUT holds already is not made again.
 
 The trainer has no negatives of one rank alone to switch to. What a rank would have without the others' is a batch of a
-W-th of the size, so smaller batches stand in for it: they take as many rows, hence W times as many steps. In the lines
-of uniform negatives alone, the number of negatives changes and the steps do not.
+W-th of the size, so smaller batches stand in for it: they train on as many rows, hence in W times as many steps. The
+lines of uniform negatives alone differ from one another in the number of negatives only.
 """
 
 import argparse
@@ -37,7 +37,6 @@ def variants(num_items: int) -> dict[str, tuple[str, ...]]:
         "negatives: batch of 128, as 8 ranks alone": ("data.global_batch_size=128",),
         "negatives: 512 uniform besides": ("model.loss.uniform_negatives=512",),
         "negatives: 128 uniform alone": (*alone, "model.loss.uniform_negatives=128"),
-        "negatives: 512 uniform alone": (*alone, "model.loss.uniform_negatives=512"),
         "negatives: all items": (*alone, f"model.loss.uniform_negatives={num_items}"),
         "temperature: learned": ("model.loss.learn_temperature=true",),
         "masks: the user's history": ("model.loss.remove_known_positives=history",),
@@ -62,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("movielens", help="folder of MovieLens 100K")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, of one thread each")
     arguments = parser.parse_args()

@@ -65,11 +65,10 @@ def at_once(jobs: int, works: Sequence[Callable[[], _Result]]) -> list[_Result]:
 
 def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     """Aligned text, a line a row."""
-    width = max(len(column) for column in (*columns, *(cell for cells in rows.values() for cell in cells))) + 2
-    name = max(len(row) for row in rows)
-    lines = [" " * name + "".join(f"{column:>{width}}" for column in columns)]
-    lines += [f"{row:<{name}}" + "".join(f"{cell:>{width}}" for cell in cells) for row, cells in rows.items()]
-    return "\n".join([title, *lines])
+    lines = [("", *columns), *((name, *cells) for name, cells in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = ([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])] for name, *cells in lines)
+    return "\n".join([title, *("   ".join(line).rstrip() for line in aligned)])
 
 
 def show(text: str, path: Path, began: float) -> None:

@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # scripts tha
 import ablation
 import crosses
 from exported import HeldOutRows, Lists
+from runs import table
 from shoppers import alike, means_of_users, turns
 
 
@@ -68,3 +69,14 @@ def test_differences_are_of_the_same_seed() -> None:
     rows = ablation.cells({ablation.BASE: by_seed(0.1, 0.3), "other": by_seed(0.2, 0.4)})
     assert rows[ablation.BASE] == ["0.2000 ±0.1414", "", "0.1000 ±0.0707", ""]
     assert rows["other"] == ["0.3000 ±0.1414", "+0.1000 ±0.0000", "0.1500 ±0.0707", "+0.0500 ±0.0000"]
+
+
+def test_columns_are_as_wide_as_what_stands_in_them() -> None:
+    rows = {"long name": ["1", "0.1000 ±0.0200"], "x": ["0.5000", ""]}
+    lines = [
+        "title",
+        "            recall@10             ndcg",
+        "long name           1   0.1000 ±0.0200",
+        "x              0.5000",
+    ]
+    assert table("title", ("recall@10", "ndcg"), rows) == "\n".join(lines)
