@@ -9,7 +9,7 @@ import yaml
 
 from tests.ranks import RankPool
 from tests.shop import catalog, rows, vocabulary
-from trainer.config import CONFIG_DIR, FeatureConfig, MovieLensConfig, PrepareConfig
+from trainer.config import CONFIG_DIR, FeatureConfig, ModelConfig, MovieLensConfig, PrepareConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.engine import EVENTS, ITEMS, USERS
@@ -183,6 +183,7 @@ def test_the_real_1m(tmp_path: Path, ranks: RankPool) -> None:
 def popularity(processes: Processes, folder: Path, schema: Schema) -> dict[str, float]:
     items, files = Catalog(folder, schema), open_events(folder, schema, "test")
     evaluation = evaluate_popularity(items, "test", processes)
-    for batch in HeldOutReader(files, BatchAssembler(schema, [schema.item_id], items), 2048, range(6040), 3):
+    assembler = BatchAssembler(schema, [schema.item_id], items, ModelConfig())
+    for batch in HeldOutReader(files, assembler, 2048, range(6040), 3):
         evaluation.update(batch)
     return evaluation.metrics([10])

@@ -107,7 +107,7 @@ def written_out(shares: list[Share], config: LossConfig) -> dict[str, Any]:
                 excluded = set(share.known[row][:seen])
             if config.remove_known_positives == "user":
                 excluded = set(share.known[row]) | (by_user[share.user[row]] if share.user[row] else set())
-            best = max(range(query_QKD.shape[1]), key=lambda k: float(query_QKD[number, k] @ item[positive]))
+            best = int((query_QKD[number] @ item[positive]).argmax())
 
             def logit(row: int, query: Tensor = query_QKD[number, best]) -> Tensor:
                 if share_of is None or not config.in_batch_negatives:
