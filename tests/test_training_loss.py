@@ -162,3 +162,10 @@ def test_each_switch_by_value(ranks: RankPool, world_size: int, name: str) -> No
         torch.testing.assert_close(part["query"] / world_size, query, atol=1e-6, rtol=1e-4)
     item = sum(part["item"] for part in found) / world_size
     torch.testing.assert_close(item, expected["item"], atol=1e-6, rtol=1e-4)
+
+
+def test_a_batch_of_weights_0_teaches_nothing(ranks: RankPool) -> None:
+    share = replace(make_share(3, 1), uniform=[])
+    share.weight = [0.0] * len(share.weight)
+    (found,) = ranks.run(1, of_rank, [share], LossConfig(sample_weights=True))
+    assert found["loss"] == 0 and not found["query"].any() and not found["item"].any()

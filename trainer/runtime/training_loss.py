@@ -60,9 +60,10 @@ class TrainingLoss(nn.Module):
         if not self._config.remove_accidental_hits:
             own_Q = count_N[positive_Q] + (not self._config.in_batch_negatives)
         weight_Q = torch.ones_like(own_Q) if batch.query_weight is None else batch.query_weight
+        scale = len(sizes.queries) / sizes.weight if sizes.weight else 0.0  # weights of 0 alone teach nothing
         blocks, positive_row_Q = candidates.row_N.split(sizes.candidates), batch.item_row[batch.positive]
         return sampled_softmax(
-            Queries(query_QD, positive_Q, own_Q, weight_Q * (len(sizes.queries) / sizes.weight)),
+            Queries(query_QD, positive_Q, own_Q, weight_Q * scale),
             Candidates(candidates.embedding_ND, count_N, self._log_q(candidates, batch, sizes)),
             self._workspace,
             self._exclusions(positive_row_Q, blocks, batch, sizes),
