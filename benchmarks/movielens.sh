@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's figures on MovieLens: both models over two processes, and popularity, on the same test rows.
+# Two models on MovieLens over two processes, and popularity, on the same test rows.
 #   benchmarks/movielens.sh movielens_100k FOLDER_WITH_ML_100K runs/movielens_100k
 #   benchmarks/movielens.sh movielens_1m   FOLDER_WITH_ML_1M   runs/movielens_1m
 set -euo pipefail
