@@ -36,7 +36,7 @@ def event_rows(sequences: list[list[int]], times: list[list[int]]) -> EventRows:
 
 
 def laid_out(rows: SequenceRows | EventRows, sees_others: bool = False) -> EventHistories:
-    return event_histories(rows, rows.histories().values, sees_others, sees_gaps=not sees_others)
+    return event_histories(rows, rows.histories().values, sees_gaps=not sees_others)
 
 
 def encoder_of(kind: str, interests: int = 1) -> nn.Module:

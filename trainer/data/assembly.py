@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.config import ModelConfig
-from trainer.data.batch import QueryBatch, RetrievalBatch
+from trainer.data.batch import QueryBatch, RetrievalBatch, int64_tensor
 from trainer.data.catalog import Catalog
 from trainer.data.distinct import DistinctItems, distinct_items
 from trainer.data.event_histories import event_histories
@@ -110,10 +110,10 @@ class BatchAssembler:
         return QueryBatch(
             self._batch(rows, _NONE, _NONE),
             row=torch.from_numpy(row),
-            target_rows=_int64(targets.values),
-            target_lengths=_int64(targets.lengths),
-            seen_rows=_int64(seen.values),
-            seen_lengths=_int64(seen.lengths),
+            target_rows=int64_tensor(targets.values),
+            target_lengths=int64_tensor(targets.lengths),
+            seen_rows=int64_tensor(seen.values),
+            seen_lengths=int64_tensor(seen.lengths),
         )
 
     def candidate_batch(self, item_rows: np.ndarray) -> RetrievalBatch:
@@ -128,8 +128,7 @@ class BatchAssembler:
         items = distinct_items(positive_row, uniform_row, histories.values)
         batch = self._lay_out(rows, items, step)
         if self._sees_events:
-            sees_others = isinstance(rows, SequenceRows) and self._sees_others
-            batch.history = event_histories(rows, items.history, sees_others, self._sees_gaps)
+            batch.history = event_histories(rows, items.history, self._sees_gaps)
         return batch
 
     def _add_known(self, batch: RetrievalBatch, rows: Rows) -> None:
@@ -138,11 +137,11 @@ class BatchAssembler:
         if which == "none":
             return
         known = rows.known()
-        batch.known_row, batch.known_length = _int64(known.values), _int64(known.lengths)
+        batch.known_row, batch.known_length = int64_tensor(known.values), int64_tensor(known.lengths)
         if which == "history":
-            batch.known_seen = _int64(rows.seen)
+            batch.known_seen = int64_tensor(rows.seen)
         elif self._user is not None:
-            batch.user = _int64(rows.sparse(self._user).values)
+            batch.user = int64_tensor(rows.sparse(self._user).values)
 
     def _lay_out(self, rows: Rows | None, items: DistinctItems, step: int | None = None) -> RetrievalBatch:
         has_items, num_candidates = len(items.row) > 0, len(items.positive_count)
@@ -150,12 +149,12 @@ class BatchAssembler:
             self._looked_up(rows, items.row, step),
             query_dense=None if rows is None else self._query_dense(rows),
             item_dense=self._item_dense(items.row) if has_items else None,
-            item_row=_int64(items.row),
+            item_row=int64_tensor(items.row),
             positive_count=torch.from_numpy(items.positive_count),
             uniform_count=torch.from_numpy(items.uniform_count),
             train_share=torch.from_numpy(self._catalog.train_share(items.row[:num_candidates])),
-            positive=_int64(items.positive),
-            query_row=None if rows is None or rows.query_row is None else _int64(rows.query_row),
+            positive=int64_tensor(items.positive),
+            query_row=None if rows is None or rows.query_row is None else int64_tensor(rows.query_row),
         )
 
     def _looked_up(self, rows: Rows | None, item_row: np.ndarray, step: int | None) -> KeyedJaggedTensor:
@@ -166,7 +165,7 @@ class BatchAssembler:
             place[: len(column.lengths)] = column.lengths
         return KeyedJaggedTensor(
             keys=[feature.name for feature in self._sparse],
-            values=_int64(np.concatenate([column.values for column in columns])),
+            values=int64_tensor(np.concatenate([column.values for column in columns])),
             lengths=torch.from_numpy(lengths.reshape(-1)),
             weights=torch.from_numpy(np.concatenate([*map(_weights, columns)])) if self._is_weighted else None,
         )
@@ -213,7 +212,3 @@ def _weights(column: Ragged) -> np.ndarray:
 
 def _side_by_side(columns: list[np.ndarray], num_rows: int) -> Tensor:
     return torch.from_numpy(np.concatenate([np.empty((num_rows, 0), np.float32), *columns], axis=1, dtype=np.float32))
-
-
-def _int64(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -107,6 +108,8 @@ class RetrievalBatch:
 
     def with_slots(self, slots: int) -> "RetrievalBatch":
         """The batch with further, empty bags: the exchange of embeddings wants equally many from every rank."""
+        if slots == self.slots:
+            return self
         features = self.sparse_features
         keys = features.keys()
         lengths = features.lengths().new_zeros(len(keys), slots)
@@ -161,3 +164,8 @@ def _each(batch: _Batch, change: Callable[[Any], Any]) -> _Batch:
         elif isinstance(part, Tensor | KeyedJaggedTensor):
             changed[name] = change(part)
     return replace(batch, **changed)  # type: ignore[type-var]
+
+
+def int64_tensor(values: np.ndarray) -> Tensor:
+    """Integers of any width, as batches hold them."""
+    return torch.from_numpy(values.astype(np.int64))

@@ -3,10 +3,8 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from trainer.data.batch import EventHistories
+from trainer.data.batch import EventHistories, int64_tensor
 from trainer.data.layouts import Rows
 from trainer.data.ragged import Ragged
 
@@ -14,13 +12,12 @@ PADDED_AT_MOST = 1.25
 """How much longer than the shortest the longest row of a stretch may be."""
 
 
-def event_histories(rows: Rows, item_number: np.ndarray, sees_others: bool, sees_gaps: bool) -> EventHistories:
+def event_histories(rows: Rows, item_number: np.ndarray, sees_gaps: bool) -> EventHistories:
     """Lays the histories of a batch out.
 
     Args:
         rows: of the batch.
         item_number: int64 [H], the events' items as numbers among those of the batch.
-        sees_others: whether queries have seen all other events of their row, rather than those before them.
         sees_gaps: whether encoders know the time between events.
     """
     histories = replace(rows.histories(), values=item_number)
@@ -34,24 +31,23 @@ def event_histories(rows: Rows, item_number: np.ndarray, sees_others: bool, sees
     position = np.arange(len(row_of_state)) - first_state[row_of_state]
     row = place_of_row if rows.query_row is None else place_of_row[rows.query_row]
     stretches, place = _stretches(num_states, row_of_state, position)
+    own = rows.own_events()
     laid_out = EventHistories(
-        item=_int64(ordered.values),
-        length=_int64(ordered.lengths),
-        state_of_event=_int64(np.flatnonzero(position > 0)),
-        position=_int64(position),
-        place=_int64(place),
+        item=int64_tensor(ordered.values),
+        length=int64_tensor(ordered.lengths),
+        state_of_event=int64_tensor(np.flatnonzero(position > 0)),
+        position=int64_tensor(position),
+        place=int64_tensor(place),
         stretches=stretches,
-        row=_int64(row),
-        state=_int64(first_state[row] + (0 if sees_others else rows.seen)),
+        row=int64_tensor(row),
+        state=int64_tensor(first_state[row] + (rows.seen if own is None else 0)),
     )
-    if sees_others:
-        before = histories.offsets[:-1], ordered.offsets[:-1]  # where each row's events begin, in either order
-        own, row_of_query = rows.own_events(), rows.query_row
-        laid_out.own = _int64(own - before[0][row_of_query] + before[1][row])
+    if own is not None:
+        laid_out.own = int64_tensor(own - histories.offsets[rows.query_row] + ordered.offsets[row])
     if sees_gaps:
         to_each, to_query = rows.gaps()
-        laid_out.gap = _int64(Ragged(to_each, histories.lengths).take(order).values)
-        laid_out.query_gap = _int64(to_query)
+        laid_out.gap = int64_tensor(Ragged(to_each, histories.lengths).take(order).values)
+        laid_out.query_gap = int64_tensor(to_query)
     return laid_out
 
 
@@ -70,7 +66,3 @@ def _stretches(
         stretches.append((end - begin, longest, last - first))
         begin = end
     return stretches, place
-
-
-def _int64(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64))

@@ -48,8 +48,8 @@ class Rows(Protocol):
         """Catalogue rows of the events that the row's queries may see, R lists, oldest first."""
         ...
 
-    def own_events(self) -> np.ndarray:
-        """int64 [Q]: the event of all rows that is each query's positive, where queries see all others of their row."""
+    def own_events(self) -> np.ndarray | None:
+        """int64 [Q]: the event of all rows that is each query's positive, where queries see all others; else None."""
         ...
 
     def gaps(self) -> tuple[np.ndarray, np.ndarray]:
@@ -91,9 +91,8 @@ class EventRows:
         """The column of that kind."""
         return lists(self._events, self._history.name) if self._history else _nothing(self.num_rows)
 
-    def own_events(self) -> np.ndarray:
+    def own_events(self) -> None:
         """None is in its own history."""
-        raise AssertionError("checks.py allows it in sequences alone")
 
     def gaps(self) -> tuple[np.ndarray, np.ndarray]:
         """From the ages of the history's events."""
@@ -165,9 +164,9 @@ class SequenceRows:
             return self._items
         return Ragged(self._items.values[~self._last], self._items.lengths - 1)
 
-    def own_events(self) -> np.ndarray:
-        """All events of known items."""
-        return self._query
+    def own_events(self) -> np.ndarray | None:
+        """All events of known items, where queries see the others."""
+        return self._query if self._sees_others else None
 
     def gaps(self) -> tuple[np.ndarray, np.ndarray]:
         """From the events' times."""

@@ -29,12 +29,6 @@ class Ragged:
         """int64 [total]: the list that each value is of."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
-    def padded(self) -> np.ndarray:
-        """[lists, longest], zeros at the end."""
-        result = np.zeros((len(self.lengths), int(self.lengths.max(initial=0))), self.values.dtype)
-        result[np.arange(result.shape[1]) < self.lengths[:, None]] = self.values
-        return result
-
     def take(self, lists: np.ndarray) -> "Ragged":
         """The chosen lists."""
         return gather_lists(self.values, self.offsets[:-1][lists], self.lengths[lists], self.weights)

@@ -97,11 +97,7 @@ class TrainingLoss(nn.Module):
         return excluded_columns(*known, blocks, batch.query_row, batch.known_seen)
 
 
-@torch.no_grad()
-def _best(query_QKD: Tensor, positive_QD: Tensor) -> Tensor:
-    return torch.einsum("qkd,qd->qk", query_QKD, positive_QD).argmax(dim=1)
-
-
 def _nearest_interest(query_QKD: Tensor, positive_QD: Tensor) -> Tensor:
-    """Cen et al. 2020, "ComiRec", equation 6: the interest that would retrieve the positive learns from it."""
-    return query_QKD[torch.arange(len(query_QKD), device=query_QKD.device), _best(query_QKD, positive_QD)]
+    """The interest that would retrieve the positive learns from it: Cen et al. 2020, "ComiRec", its training."""
+    nearest_Q = torch.einsum("qkd,qd->qk", query_QKD.detach(), positive_QD.detach()).argmax(dim=1)
+    return query_QKD[torch.arange(len(query_QKD), device=query_QKD.device), nearest_Q]
