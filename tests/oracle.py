@@ -36,7 +36,8 @@ def assign(events: list[Event], known: Collection[int], split: SplitConfig, seed
             if split.by == "leave_one_out":
                 count = sum(other[0] == event[0] for other in of_known)
                 before = sum(name is not None for _, name in theirs)
-                assigned = "train" if count < 3 else (["train"] * (count - 2) + ["validation", "test"])[before]
+                last_but_one = "validation" if split.validation else "train"
+                assigned = "train" if count < 3 else (["train"] * (count - 2) + [last_but_one, "test"])[before]
             elif split.by == "time":
                 test, validation = (round(share * len(of_known)) for share in (split.test, split.validation))
                 train = len(of_known) - test - validation

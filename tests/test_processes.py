@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 
 from trainer.errors import UserError
 from trainer.runtime.processes import Processes, find_processes
@@ -9,14 +10,17 @@ TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 
 @pytest.fixture(autouse=True)
 def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Calls of torch.set_num_threads, which other tests must not feel."""
+    """Calls of torch.set_num_threads, which other tests must not feel; nor what the environment says of it."""
     calls: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS")  # and back as it was when the test is over
     return calls
 
 
 def test_a_process_without_torchrun_is_alone(threads: list[int]) -> None:
     assert find_processes("cpu", 3) == Processes(0, 0, 1, 1, torch.device("cpu"))
+    _set_num_threads_if_needed(num_processes=1)  # which Lightning calls when it starts
     assert threads == [3]
 
 

@@ -62,7 +62,7 @@ def check_train_config(config: TrainConfig) -> None:
     _check_loss(config.model.loss)
     check_threads(config.run.threads)
     if config.run.validate_every > config.run.epochs:
-        expected = f"at most run.epochs={config.run.epochs}: the best checkpoint is chosen by validation"
+        expected = f"at most run.epochs={config.run.epochs}: with each a checkpoint is saved"
         raise UserError("run.validate_every", config.run.validate_every, expected, "lower run.validate_every")
     for name, share in {
         "model.id_dropout": config.model.id_dropout,
@@ -75,9 +75,10 @@ def check_train_config(config: TrainConfig) -> None:
             raise UserError(name, share, "a share in [0, 1)", f"set {name}=0.1")
     require_one_of("optimizer.embedding", config.optimizer.embedding, ("rowwise_adagrad", "sgd"))
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
-    if not re.fullmatch(r"val/((cold|warm)/)?(recall|ndcg|mrr|hit_rate)@0*[1-9]\d*", config.run.monitor):
+    monitor = config.run.monitor
+    if monitor is not None and not re.fullmatch(r"val/((cold|warm)/)?(recall|ndcg|mrr|hit_rate)@0*[1-9]\d*", monitor):
         expected = "one of val/recall@k, val/ndcg@k, val/mrr@k, val/hit_rate@k, or the same of val/cold/ or val/warm/"
-        raise UserError("run.monitor", config.run.monitor, expected, "set run.monitor=val/recall@100")
+        raise UserError("run.monitor", monitor, expected, "set run.monitor=val/recall@100")
     sharding = config.sharding
     chosen = {"ids": sharding.ids, "categoricals": sharding.categoricals}
     chosen |= {f"tables.{table}": kind for table, kind in sharding.tables.items()}

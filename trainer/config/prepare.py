@@ -60,7 +60,9 @@ class SplitConfig:
     first target, or of the newest event known, if later."""
     validation: float = 0.1
     """By time: share of all events. By user: of the users. By random: of a user's events, rounded down. By item: of the
-    items. By given: what is drawn from the events given as train, where none is given as validation."""
+    items. By given: what is drawn from the events given as train, where none is given as validation. By any: 0 holds
+    nothing out, and what would be validation trains, with test as it is: for the last run, of settings that an earlier
+    one has chosen on validation; train it with run.monitor=null."""
     test: float = 0.1
     """Likewise; nothing by given."""
     validation_by: str = "random"

@@ -169,13 +169,14 @@ class RunConfig:
     """Passes over the training rows. The run ends with a validation, and each of those falls on a whole step: so it may
     go on into one pass more by as many steps as there are validations."""
     validate_every: float = 1.0
-    """Epochs between validations; each saves a checkpoint."""
+    """Epochs between validations; each saves a checkpoint, as is done without validation too."""
     validation_batch_size_per_rank: int = 1024
     """Queries a rank scores at a time."""
-    monitor: str = "val/recall@100"
+    monitor: str | None = "val/recall@100"
     """The metric that decides the best checkpoint and when to stop: recall, ndcg, mrr or hit_rate at any k. Of
     val/cold/recall@100 cold items alone are candidates and targets, of val/warm/recall@100 the others; cold are those
-    without training events."""
+    without training events. null validates nothing: the run trains all its epochs, and its newest checkpoint is its
+    best; so it is for data of which nothing is held out for validation."""
     patience: int = 3
     """Validations without a better monitor before training stops."""
     log_every: int = 20

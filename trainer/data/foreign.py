@@ -140,7 +140,7 @@ def _open(folder: Path, schema: Schema) -> tuple[Schema, RowGroups, dict[str, Ro
     schema = replace(schema, num_items=items.num_rows)
     splits = {split: RowGroups(folder / "events" / split, event_columns(schema, split)) for split in SPLITS}
     sequences = RowGroups(folder / "sequences", sequence_columns(schema))
-    found = {"catalog": items, "events/validation": splits["validation"], "events/test": splits["test"]}
+    found = {"catalog": items, "events/test": splits["test"]}
     found["events/train"] = splits["train"] if splits["train"].num_rows else sequences
     for name, rows in found.items():
         if not rows.num_rows:

@@ -147,7 +147,7 @@ def _run(
     notes += told
     stages.begin("ordering")
     notes += order_events(connection, config.split, config.seed)
-    num_events = count_splits(connection)
+    num_events = count_splits(connection, config.split)
     if "sequence" in config.layouts:
         notes += count_trained_users(connection)
     stages.begin("vocabularies")

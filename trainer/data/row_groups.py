@@ -164,8 +164,12 @@ def open_events(data_dir: str | Path, schema: Schema, split: str, columns: Colle
     """
     rows = _open_folder(data_dir, schema, f"events/{split}", event_columns(schema, split), columns)
     if rows.num_rows != schema.num_events[split] or not rows.num_rows:
-        alone = " (it was prepared with data.layouts=[sequence])" if schema.num_sequences and not rows.num_rows else ""
-        expected = f"the {schema.num_events[split]} rows of schema.json in events/{split}, not {rows.num_rows}{alone}"
+        why = ""
+        if split == "train" and schema.num_sequences and not rows.num_rows:
+            why = " (it was prepared with data.layouts=[sequence])"
+        if split == "validation" and not schema.num_events[split]:
+            why = " (it was prepared with data.split.validation=0)"
+        expected = f"the {schema.num_events[split]} rows of schema.json in events/{split}, not {rows.num_rows}{why}"
         raise UserError("data.dir", data_dir, expected, _REMEDY)
     return rows
 

@@ -17,13 +17,16 @@ def check_split(config: SplitConfig) -> None:
     """Raises a UserError for what can be seen without data."""
     require_one_of("data.split.by", config.by, ("leave_one_out", "time", "user", *TARGET_SETS))
     require_one_of("data.split.validation_by", config.validation_by, ("random", "item"))
-    if config.by != "leave_one_out":
-        for name, share in (("validation", config.validation), ("test", config.test)):
-            if not 0 < share < 1 and not (config.by == "given" and name == "test"):
-                raise UserError(f"data.split.{name}", share, "a share in (0, 1)", f"set data.split.{name}=0.1")
-        if config.by != "given" and config.validation + config.test >= 1:
-            raise UserError("data.split.validation", config.validation, "shares that leave something to train on",
-                            "set data.split.validation=0.1 data.split.test=0.1")  # fmt: skip
+    if not 0 <= config.validation < 1:
+        raise UserError("data.split.validation", config.validation, "a share in [0, 1)",
+                        "set data.split.validation=0.1, or 0 for none")  # fmt: skip
+    if config.by in ("leave_one_out", "given"):
+        return
+    if not 0 < config.test < 1:
+        raise UserError("data.split.test", config.test, "a share in (0, 1)", "set data.split.test=0.1")
+    if config.validation + config.test >= 1:
+        raise UserError("data.split.validation", config.validation, "shares that leave something to train on",
+                        "set data.split.validation=0.1 data.split.test=0.1")  # fmt: skip
 
 
 def order_events(connection: Connection, config: SplitConfig, seed: int) -> list[str]:
@@ -69,8 +72,9 @@ def _split_expression(connection: Connection, config: SplitConfig, seed: int) ->
         UserError: a split by time of events without timestamps.
     """
     if config.by == "leave_one_out":
-        return """CASE WHEN num_known < 3 OR known_position < num_known - 2 THEN 'train'
-                       WHEN known_position = num_known - 2 THEN 'validation' ELSE 'test' END"""
+        last_but_one = "validation" if config.validation else "train"
+        return f"""CASE WHEN num_known < 3 OR known_position < num_known - 2 THEN 'train'
+                        WHEN known_position = num_known - 2 THEN '{last_but_one}' ELSE 'test' END"""
     if config.by == "user":
         place = place_of("user", "user_id", seed)
         return f"""CASE WHEN {place} < {double(config.test)} THEN 'test'
@@ -92,17 +96,17 @@ def _nth(connection: Connection, place: int) -> str:
     return f"({timestamp}, {seq})"
 
 
-def count_splits(connection: Connection) -> dict[str, int]:
+def count_splits(connection: Connection, config: SplitConfig) -> dict[str, int]:
     """Training events, and queries of each held-out split.
 
     Raises:
-        UserError: a split is empty.
+        UserError: a split is empty that should not be.
     """
     rows = "SELECT split, count(*) FROM events WHERE split = 'train' OR num_targets > 0 GROUP BY split"
     found = dict(connection.execute(rows).fetchall())
     counts = {split: found.get(split, 0) for split in SPLITS}
     for split, count in counts.items():
-        if count == 0:
+        if count == 0 and (split != "validation" or config.validation):
             raise UserError("data.split", counts, f"at least one event to go to {split}",
                             "give more events: leave_one_out holds out only those of users with three or more; "
                             "by other splits, larger shares")  # fmt: skip

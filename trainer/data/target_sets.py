@@ -59,7 +59,10 @@ def _assign(connection: Connection, config: SplitConfig, seed: int) -> dict[str,
     """
     is_given = config.by == "given"
     drawn = {} if is_given else {"test": config.test}
-    if not is_given or not first_row(connection, "SELECT count(*) FROM read_events WHERE split = 'validation'")[0]:
+    given = "split" if is_given else "'train'"
+    if not config.validation:
+        given = f"replace({given}, 'validation', 'train')"
+    elif not is_given or not first_row(connection, "SELECT count(*) FROM read_events WHERE split = 'validation'")[0]:
         drawn["validation"] = config.validation
     place, share = _places(rule_of(config), seed)
     bound, cases = "0", ""
@@ -74,7 +77,7 @@ def _assign(connection: Connection, config: SplitConfig, seed: int) -> dict[str,
             SELECT *, {place} AS place, count(*) OVER (PARTITION BY user_id, {_DRAWABLE}) AS drawable_events
             FROM (
                 SELECT read_events.* {"EXCLUDE (split)" if is_given else ""}, start, item_row,
-                       {"split" if is_given else "'train'"} AS given
+                       {given} AS given
                 FROM read_events JOIN users USING (user_id) LEFT JOIN catalog USING (item_id)
             )
         )""")

@@ -101,11 +101,12 @@ class KeepBestAndLast(Checkpoint):
 
     Args:
         run_dir: run directory.
-        monitor: validation metric, the higher the better.
+        monitor: validation metric, the higher the better; None where nothing is validated and the newest is the best.
+        every: steps between validations, or between checkpoints without them.
     """
 
-    def __init__(self, run_dir: str, monitor: str) -> None:
-        self._folder, self._monitor = Path(run_dir) / "checkpoints", monitor
+    def __init__(self, run_dir: str, monitor: str | None, every: int) -> None:
+        self._folder, self._monitor, self._every = Path(run_dir) / "checkpoints", monitor, every
         self._best: dict[str, Any] = {}
         self._saved_step = -1
 
@@ -121,8 +122,14 @@ class KeepBestAndLast(Checkpoint):
         """A resumed run has its newest checkpoint already."""
         self._saved_step = trainer.global_step
 
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Saves at its time, where no validation does."""
+        if self._monitor is None and trainer.global_step % self._every == 0:
+            self._save(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compares, saves, removes."""
+        assert self._monitor is not None
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if not self._best or metrics[self._monitor] > self._best["metrics"][self._monitor]:
             self._best = {"step": trainer.global_step, "metrics": metrics}
@@ -134,6 +141,8 @@ class KeepBestAndLast(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
+        if self._monitor is None:
+            self._best = {"step": trainer.global_step, "metrics": {}}
         trainer.save_checkpoint(self._folder / checkpoint.name(trainer.global_step))
         self._saved_step = trainer.global_step
         self.tidy(trainer)

@@ -16,7 +16,7 @@ from trainer.data.contract import list_parts
 from trainer.data.events import HeldOutReader, TrainingReader
 from trainer.data.order import TrainingOrder
 from trainer.data.row_groups import RowGroups, one_array, open_events, open_sequences
-from trainer.data.schema import TARGETS, read_schema
+from trainer.data.schema import TARGETS, Schema, read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower, make_model
@@ -34,7 +34,7 @@ def fit(config: TrainConfig) -> dict[str, float]:
     """Trains, validates and checkpoints until the epochs are over or validation stops improving.
 
     Returns:
-        Validation metrics of the best checkpoint.
+        Validation metrics of the best checkpoint; none where nothing is validated.
 
     Raises:
         UserError: before the process group exists, whatever is wrong with data, model or run directory; after that, if
@@ -57,7 +57,9 @@ def fit(config: TrainConfig) -> dict[str, float]:
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
         return sharded
 
-    keeper = KeepBestAndLast(config.run.dir, config.run.monitor)
+    every, monitor = order.steps(config.run.validate_every), config.run.monitor
+    keeper = KeepBestAndLast(config.run.dir, monitor, every)
+    stop = [StopEarly(monitor=monitor, mode="max", patience=config.run.patience)] if monitor else []
     csv = CSVLogger(config.run.dir, name="logs")
     trainer = pl.Trainer(
         accelerator="gpu" if processes.device.type == "cuda" else "cpu",
@@ -67,7 +69,7 @@ def fit(config: TrainConfig) -> dict[str, float]:
         max_epochs=-1,
         max_steps=steps_of_run(config.run, order),
         gradient_clip_val=config.optimizer.dense_gradient_clip,
-        val_check_interval=order.steps(config.run.validate_every),
+        val_check_interval=every if monitor else None,
         check_val_every_n_epoch=None,  # counts steps over epochs: to Lightning the run is one long epoch
         num_sanity_val_steps=0,
         log_every_n_steps=config.run.log_every,
@@ -75,7 +77,7 @@ def fit(config: TrainConfig) -> dict[str, float]:
         callbacks=[
             Throughput(config.data.global_batch_size, config.run.log_every),
             StepProgressBar(),
-            StopEarly(monitor=config.run.monitor, mode="max", patience=config.run.patience),
+            *stop,
             keeper,
             EndOnSigterm(),
         ],
@@ -87,7 +89,7 @@ def fit(config: TrainConfig) -> dict[str, float]:
     return _report(config, trainer)
 
 
-def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader]:
+def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader | None]:
     """Opens the data and makes the plain model; the first process claims the run directory."""
     data_dir, rank, world_size = config.data.dir, processes.rank, processes.world_size
     schema = read_schema(data_dir)
@@ -101,11 +103,7 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     on_gpu = processes.device.type == "cuda"
     reader = TrainingReader(files, config.data.layout, assembler, order, rank, world_size, pinned=on_gpu)
     reader.check_memory(config.data.memory_gb)
-    held_out, at_once = open_events(data_dir, schema, "validation"), config.run.validation_batch_size_per_rank
-    check_monitor(config.run.monitor, catalog, held_out)
-    share = share_of_rank(held_out.num_rows, rank, world_size)
-    steps = steps_of_all(held_out.num_rows, at_once, world_size)
-    validation = HeldOutReader(held_out, assembler, at_once, share, steps)
+    validation = _open_validation(config, schema, catalog, assembler, processes) if config.run.monitor else None
     pl.seed_everything(config.run.seed, verbose=False)
     model = make_model(schema, features, config)
     check_table_names(config.sharding, model)
@@ -115,8 +113,26 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     return RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps), validation
 
 
+def _open_validation(
+    config: TrainConfig, schema: Schema, catalog: Catalog, assembler: BatchAssembler, processes: Processes
+) -> HeldOutReader:
+    monitor, at_once = config.run.monitor, config.run.validation_batch_size_per_rank
+    assert monitor is not None
+    if not schema.num_events["validation"]:
+        raise UserError("run.monitor", monitor, f"null, for {config.data.dir} holds nothing out for validation",
+                        "set run.monitor=null, or prepare the data with data.split.validation=0.1")  # fmt: skip
+    held_out = open_events(config.data.dir, schema, "validation")
+    check_monitor(monitor, catalog, held_out)
+    share = share_of_rank(held_out.num_rows, processes.rank, processes.world_size)
+    steps = steps_of_all(held_out.num_rows, at_once, processes.world_size)
+    return HeldOutReader(held_out, assembler, at_once, share, steps)
+
+
 def steps_of_run(config: RunConfig, order: TrainingOrder) -> int:
-    """Steps of all epochs; a validation falls on a whole step, so with the last the run goes some steps further."""
+    """Steps of all epochs; a validation falls on a whole step, so with the last the run goes some steps further.
+
+    Without validation too: so the run takes the steps of the one that chose its settings.
+    """
     validations = int(config.epochs / config.validate_every + 1e-9)
     return max(order.steps(config.epochs), validations * order.steps(config.validate_every))
 
@@ -143,5 +159,5 @@ def _report(config: TrainConfig, trainer: pl.Trainer) -> dict[str, float]:
     metrics = json.loads((best.parent / checkpoint.BEST).read_text())["metrics"]
     if trainer.is_global_zero:
         print(f"trained {trainer.global_step} steps; best checkpoint {best}")
-        print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "nothing was validated")
     return metrics

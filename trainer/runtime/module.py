@@ -47,7 +47,6 @@ class RetrievalModule(pl.LightningModule):
         self._config, self._assembler, self._catalog = config, assembler, catalog
         self._processes, self._num_steps = processes, num_steps
         self._evaluation: Evaluation | None = None
-        self._monitored_k = int(config.run.monitor.rpartition("@")[2])
 
     def training_step(self, batch: RetrievalBatch) -> Tensor:
         """Scores this rank's queries against the candidates of all ranks."""
@@ -110,7 +109,8 @@ class RetrievalModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs recall and its companions, the same on every rank, also over cold and warm items where there are any."""
-        assert self._evaluation is not None
-        for name, value in self._evaluation.metrics(sorted({10, self._monitored_k})).items():
-            self.log(f"val/{name}", value, prog_bar=f"val/{name}" == self._config.run.monitor)
+        monitor = self._config.run.monitor
+        assert self._evaluation is not None and monitor is not None
+        for name, value in self._evaluation.metrics(sorted({10, int(monitor.rpartition("@")[2])})).items():
+            self.log(f"val/{name}", value, prog_bar=f"val/{name}" == monitor)
         self._evaluation = None

@@ -58,7 +58,9 @@ def find_processes(accelerator: str, threads: int | None) -> Processes:
     gpus = torch.cuda.device_count()
     if accelerator == "cpu" or (accelerator == "auto" and gpus == 0):
         device = torch.device("cpu")
-        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_world_size))
+        threads = threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # where it says nothing, Lightning chooses a number of its own
     elif local_world_size <= gpus:
         device = torch.device("cuda", local_rank)
     else:
