@@ -36,9 +36,10 @@ FEATURES = (
 )
 WORDS = Feature("words", "candidate", "categorical", table="words", num_embeddings=9, multi_valued=True, length=5,
                 weighted=True)  # fmt: skip
+AUDIENCE = Feature("audience", "candidate", "audience", table="user_id", num_embeddings=USERS + 1, length=5)
 SEQUENCES, SEQUENCE_LENGTH = 400, 7
 SCHEMA = Schema(
-    (*FEATURES, WORDS), ITEMS, ROWS, SEQUENCES, SEQUENCE_LENGTH, "int64", "string", fingerprint="by hand",
+    (*FEATURES, WORDS, AUDIENCE), ITEMS, ROWS, SEQUENCES, SEQUENCE_LENGTH, "int64", "string", fingerprint="by hand",
     timestamps=True, sample_weights=True,
 )  # fmt: skip
 
@@ -57,6 +58,7 @@ def write_prepared(folder: Path) -> Path:
             "words": (words := _lists(rng, ITEMS, 5, 9)),
             "words_weight": _beside(words, rng.exponential(1, len(words.values)).astype(np.float32)),
             "text": pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=4 * ITEMS).astype(np.float32)), 4),
+            "audience": _lists(np.random.default_rng(1), ITEMS, 5, USERS + 1),
         }
     )
     with pa.ipc.new_file(folder / "catalog.arrow", catalog.schema) as file:

@@ -411,7 +411,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"features": {"price": candidate("vector")}},
         r"price \(DOUBLE\): expected a column of lists of numbers",
     ),
-    "candidate hour": ({"features": {"hour": candidate("hour")}}, r"hour.side=candidate: expected query for a hour"),
+    "candidate hour": ({"features": {"hour": candidate("hour")}}, r"hour.side=candidate: expected query for kind hour"),
     "two ids": ({"features": {"sku": candidate("id")}}, r"exactly one id on the candidate side"),
     "no id": ({"features": {"item_id": candidate("categorical")}}, r"exactly one id on the candidate side"),
     "two histories": ({"features": {"more": query("history")}}, r"data.features=.*expected at most one history"),

@@ -13,7 +13,7 @@ from tests.commands import REPOSITORY
 from tests.ranks import RankPool
 from tests.training import config, trained, whole_tables
 from trainer.checks import check_train_config
-from trainer.config import CONFIG_DIR, HistoryConfig, TrainConfig, register_configs, typed
+from trainer.config import CONFIG_DIR, HistoryConfig, TowerConfig, TrainConfig, register_configs, typed
 from trainer.runtime.processes import Processes
 
 STEPS = 6
@@ -72,6 +72,13 @@ SWITCHES: dict[str, list[Callable[[TrainConfig], None]]] = {
     "weighted lists, thinned": [
         lambda train: model(candidate=replace(train.model.candidate, features=["item_id", "words", "text"]))(train),
         model(list_dropout=0.3),
+    ],
+    "audiences": [
+        sequences(HistoryConfig(encoder="item_mean", sees="others")),
+        lambda train: model(
+            query=TowerConfig(features=["user_id", "history"], combine="sum", hidden=None),
+            candidate=TowerConfig(features=["item_id", "audience"], combine="sum", hidden=None), list_dropout=0.3,
+        )(train),
     ],
     "schedule, decay": [
         optimizer(schedule="cosine", dense_weight_decay=0.1, embedding_weight_decay=0.01, warmup_steps=0),

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.prepared import FEATURES, SCHEMA
+from tests.prepared import AUDIENCE, FEATURES, SCHEMA
 from trainer.config import HistoryConfig, ModelConfig, TowerConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.batch import RetrievalBatch
@@ -82,6 +82,22 @@ def test_both_towers_against_their_formula(prepared: Path) -> None:
             ]
         )
         torch.testing.assert_close(candidate[own], F.normalize(model.candidate_tower.mlp(item), dim=0))
+
+
+def test_an_audience_is_the_mean_of_its_users_in_their_own_table(prepared: Path) -> None:
+    features = SCHEMA.select(["user_id"], ["item_id", "audience"])
+    summed = TowerConfig(combine="sum", hidden=None)
+    model = on_cpu(TwoTower(features, ModelConfig(embedding_dim=8, query=summed, candidate=summed, normalize=False)))
+    assert model.id_tables == {"user_id", "item_id"}
+    batch = batch_of(prepared, features)
+    _, item_UD = model(batch)
+    users, items = (model.embeddings.embedding_bags[name].weight for name in ("user_id", "item_id"))
+    catalog = Catalog(prepared, SCHEMA)
+    lists = catalog.sparse(AUDIENCE, batch.item_row.numpy())
+    own = catalog.sparse(SCHEMA.item_id, batch.item_row.numpy()).values
+    for number, audience in enumerate(np.split(lists.values, lists.offsets[1:-1])):
+        mean = users[audience].mean(0) if len(audience) else torch.zeros(8)
+        torch.testing.assert_close(item_UD[number], items[own[number]] + mean)
 
 
 def test_history_and_candidate_share_one_table() -> None:

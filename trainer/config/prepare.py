@@ -13,7 +13,9 @@ class FeatureConfig:
     side: str = MISSING
     """query (a column of the events or the users) or candidate (a column of the items)."""
     kind: str = MISSING
-    """id, categorical, numeric, vector, text (made into a vector), hour, weekday, or history (no column)."""
+    """id, categorical, numeric, vector, text (made into a vector), hour, weekday; or, without a column, history: the
+    items that the query's user had before, by the item's table; or audience: the users who had the candidate in
+    training, by the table of the query's id."""
     column: str | None = None
     """Source column; the feature's own name when null."""
     optional: bool = False
@@ -43,7 +45,8 @@ class FeatureConfig:
     dtype: str = "float32"
     """Vector and text: float32, or float16 for files of half the size."""
     length: int = 50
-    """History: the most recent events kept."""
+    """History: the most recent events kept. Audience: the users kept, those whose events are the most recent; drawn
+    where events have no times."""
 
 
 @dataclass

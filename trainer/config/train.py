@@ -115,7 +115,8 @@ class ModelConfig:
     id_dropout: float = 0.1
     """Share of ids that a step replaces by the out-of-vocabulary row, so that other features learn to stand alone."""
     list_dropout: float = 0.0
-    """Share of the values of an item's lists (tags, words) that a step leaves out, of each item for itself."""
+    """Share of the values of an item's lists (tags, words, audience) that a step leaves out, of each item for
+    itself."""
     loss: LossConfig = field(default_factory=LossConfig)
 
 

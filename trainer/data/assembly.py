@@ -173,7 +173,7 @@ class BatchAssembler:
     def _column(self, feature: Feature, rows: Rows | None, item_row: np.ndarray, step: int | None) -> Ragged:
         if feature.side == "candidate":
             column = self._catalog.sparse(feature, item_row)
-            if feature.multi_valued and step is not None and self._model.list_dropout:
+            if feature.is_list and step is not None and self._model.list_dropout:
                 column = self._thinned(column, feature, item_row, step)
         elif rows is None:
             return Ragged(_NONE, _NONE)

@@ -96,9 +96,9 @@ class Catalog:
         return found
 
     def sparse(self, feature: Feature, rows: np.ndarray) -> Ragged:
-        """Table rows of an id or categorical, a list for each catalogue row; out-of-vocabulary or none for row -1."""
+        """Table rows of a feature, a list for each catalogue row; out-of-vocabulary or none for row -1."""
         column = self._column(feature.name)
-        if not feature.multi_valued:
+        if not feature.is_list:
             return Ragged(np.where(rows < 0, 0, column.to_numpy()[rows]), np.ones(len(rows), np.int64))
         offsets = column.offsets.to_numpy()
         weights = self._column(feature.weight_column).values.to_numpy() if feature.weighted else None

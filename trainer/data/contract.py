@@ -267,4 +267,4 @@ def _feature_column(feature: Feature, schema: Schema) -> Column:
             return Lists(Values(_ROWS, range(UNKNOWN_ITEM, schema.num_items)), range(feature.length + 1))
         case _:
             rows = Values(_ROWS, range(feature.num_embeddings))
-            return Lists(rows, range(feature.length + 1)) if feature.multi_valued else rows
+            return Lists(rows, range(feature.length + 1)) if feature.is_list else rows

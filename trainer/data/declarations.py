@@ -10,7 +10,7 @@ from trainer.data.text_model import find_model
 from trainer.data.weights import check_weighting
 from trainer.errors import UserError
 
-KINDS = ("id", "categorical", "numeric", "vector", "text", "hour", "weekday", "history")
+KINDS = ("id", "categorical", "numeric", "vector", "text", "hour", "weekday", "history", "audience")
 MAX_BUCKETS = 2**31 - 2  # rows are int32, and row 0 is taken
 
 # Settings that only some kinds take: elsewhere they would do nothing.
@@ -33,17 +33,27 @@ def check_declarations(features: dict[str, FeatureConfig]) -> None:
         _check_hashed(where, feature)
         check_weighting(where, feature)
         _check_encoder(where, feature)
-        if feature.side == "candidate" and feature.kind in ("hour", "weekday", "history"):
-            raise UserError(f"{where}.side", feature.side, f"query for a {feature.kind}", f"set {where}.side=query")
+        side = {"hour": "query", "weekday": "query", "history": "query", "audience": "candidate"}.get(feature.kind)
+        if side is not None and feature.side != side:
+            raise UserError(f"{where}.side", feature.side, f"{side} for kind {feature.kind}", f"set {where}.side={side}")
     ids = [name for name, feature in features.items() if (feature.side, feature.kind) == ("candidate", "id")]
     if len(ids) != 1:
         raise UserError("data.features", ids, "exactly one id on the candidate side, that of the item",
                         "declare item_id: {side: candidate, kind: id}, others as categorical")  # fmt: skip
     if features[ids[0]].optional:
         raise UserError(f"data.features.{ids[0]}.optional", True, "false: the item id is always there", "remove it")
-    histories = [name for name, feature in features.items() if feature.kind == "history"]
-    if len(histories) > 1:
-        raise UserError("data.features", histories, "at most one history", "remove the others")
+    for kind in ("history", "audience"):
+        named = [name for name, feature in features.items() if feature.kind == kind]
+        if len(named) > 1:
+            raise UserError("data.features", named, f"at most one {kind}", "remove the others")
+        if kind == "audience" and named and not any(is_user_id(name, feature) for name, feature in features.items()):
+            raise UserError(f"data.features.{named[0]}.kind", kind, "the id of the query's user, whose table it shares",
+                            "declare user_id: {side: query, kind: id}")  # fmt: skip
+
+
+def is_user_id(name: str, feature: FeatureConfig) -> bool:
+    """Whether a feature is the id of the query's user."""
+    return (feature.side, feature.kind, feature.column or name) == ("query", "id", "user_id")
 
 
 def _check_names(features: dict[str, FeatureConfig]) -> None:

@@ -28,7 +28,7 @@ class ColumnEncoder:
     Args:
         connection: The engine, with the vocabularies.
         feature: The feature.
-        item_id: The item id, whose table a history shares.
+        table_input: The feature whose table it shares, as a history does the item id's; or itself.
         table_rows: Rows of each embedding table.
         folder: For what is not kept.
 
@@ -37,12 +37,11 @@ class ColumnEncoder:
     """
 
     def __init__(
-        self, connection: Connection, feature: Input, item_id: Input, table_rows: dict[str, int], folder: Path
+        self, connection: Connection, feature: Input, table_input: Input, table_rows: dict[str, int], folder: Path
     ) -> None:
         self.input, self.notes, self._text_encoder = feature, list[str](), ""
         self._moments = Moments(feature.config.log1p)
-        self._table_input = item_id if feature.kind == "history" else feature
-        self._table_rows = table_rows
+        self._table_input, self._table_rows = table_input, table_rows
         match feature.kind:
             case "text" if feature.config.encoder is not None:
                 self._texts = TextVectors(connection, feature, folder)
@@ -66,9 +65,9 @@ class ColumnEncoder:
     def selected(self) -> dict[str, str]:
         """SQL of each column to encode, by its name, where the table that `join` names is joined.
 
-        A history has none: it is cut out of the flat array instead.
+        A history and an audience have none: they are cut out of flat arrays instead.
         """
-        if self.input.kind == "history":
+        if self.input.kind in ("history", "audience"):
             return {}
         weights = {self.input.weights_column: self.input.weights_column} if self.input.weights else {}
         return {self.input.column: self._value} | weights
@@ -157,8 +156,8 @@ class ColumnEncoder:
         match self.input.kind:
             case "id":
                 return sparse("id")
-            case "history":
-                return sparse("history", length=config.length)
+            case "history" | "audience" as kind:
+                return sparse(kind, length=config.length)
             case _ if self.input.multi_valued:
                 weighted = bool(self.input.weights)
                 return sparse("categorical", multi_valued=True, weighted=weighted, length=config.max_values)

@@ -24,7 +24,7 @@ class Input:
     name: str
     config: FeatureConfig
     relation: str
-    """The source view that holds its column; a history has its events."""
+    """The source view that holds its column; a history has its events, an audience its items."""
     value: str = ""
     """SQL of its value there: BIGINT or VARCHAR (or a list of them) where is_sparse, FLOAT, VARCHAR or FLOAT[]."""
     value_type: str = ""
@@ -116,8 +116,8 @@ def _default(name: str, feature: FeatureConfig) -> str:
 
 def _find(connection: Connection, name: str, feature: FeatureConfig) -> Input | None:
     """The feature's input; None for an optional one without a column."""
-    if feature.kind == "history":
-        return Input(name, feature, EVENTS)
+    if feature.kind in ("history", "audience"):
+        return Input(name, feature, EVENTS if feature.kind == "history" else ITEMS)
     column = feature.column or _default(name, feature)
     relations = (EVENTS, USERS) if feature.side == "query" else (ITEMS,)
     if feature.kind in TIME_VALUES:

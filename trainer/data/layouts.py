@@ -185,7 +185,7 @@ class SequenceRows:
 
 
 def _values(table: pa.Table, feature: Feature) -> Ragged:
-    if feature.kind != "history" and not feature.multi_valued:
+    if not feature.is_list:
         return _one_each(_scalars(table, feature.name))
     values = lists(table, feature.name)
     weights = lists(table, feature.weight_column).values if feature.weighted else None

@@ -14,14 +14,15 @@ from tqdm import tqdm
 
 from trainer.checks import require_one_of, require_positive
 from trainer.config import PreparedConfig
+from trainer.data.audiences import Audiences
 from trainer.data.catalog_file import write_catalog
-from trainer.data.declarations import check_declarations
+from trainer.data.declarations import check_declarations, is_user_id
 from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import SAMPLE_WEIGHT, Connection, Source, columns, first_row, open_engine, within_limits
 from trainer.data.extension import Extended, open_extended
 from trainer.data.footers import footer_checksums
 from trainer.data.histories import Histories
-from trainer.data.inputs import resolve
+from trainer.data.inputs import Input, resolve
 from trainer.data.prepared_files import fingerprint, write_parts, write_vocabularies
 from trainer.data.prepared_rows import catalog_batches, event_batches
 from trainer.data.reading import RowCount, id_type, read_tables
@@ -154,13 +155,13 @@ def _run(
     table_rows, told = size_tables(connection, inputs, extended, config.seed)
     vocabularies = [feature.name for feature in inputs if feature.has_vocabulary]
     write_vocabularies(connection, folder / "vocabulary", vocabularies)
-    item_id = next(feature for feature in inputs if (feature.side, feature.kind) == ("candidate", "id"))
-    encoders = [ColumnEncoder(connection, feature, item_id, table_rows, engine) for feature in inputs]
+    encoders = [ColumnEncoder(connection, one, _table_input(one, inputs), table_rows, engine) for one in inputs]
     told += [note for encoder in encoders for note in encoder.notes]
     extended.check_dims(encoder.feature() for encoder in encoders)
     stages.begin("catalogue")
     candidates = [encoder for encoder in encoders if encoder.input.side == "candidate"]
-    num_items = write_catalog(folder / "catalog.arrow", catalog_batches(connection, candidates))
+    audiences = _audiences(connection, encoders, config.seed, engine)
+    num_items = write_catalog(folder / "catalog.arrow", catalog_batches(connection, candidates, audiences))
     stages.begin("histories")
     histories = Histories.build(connection, engine)
     features, num_sequences = _write_rows(config, connection, folder, encoders, histories, stages)
@@ -180,6 +181,26 @@ def _run(
     )
     (num_users,) = first_row(connection, "SELECT count(*) FROM users WHERE num_known > 0")
     return Prepared(schema, num_users, rows, notes + told)
+
+
+def _table_input(feature: Input, inputs: list[Input]) -> Input:
+    """The feature whose embedding table it shares, or itself."""
+    match feature.kind:
+        case "history":
+            return next(other for other in inputs if (other.side, other.kind) == ("candidate", "id"))
+        case "audience":
+            return next(other for other in inputs if is_user_id(other.name, other.config))
+        case _:
+            return feature
+
+
+def _audiences(connection: Connection, encoders: list[ColumnEncoder], seed: int, engine: Path) -> Audiences | None:
+    """Those of the feature of that kind, where there is one."""
+    for encoder in encoders:
+        if encoder.input.kind == "audience":
+            user_id = next(other for other in encoders if is_user_id(other.input.name, other.input.config))
+            return Audiences(connection, user_id, encoder.input.config.length, seed, engine)
+    return None
 
 
 def _write_rows(

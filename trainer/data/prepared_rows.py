@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from trainer.config import PreparedConfig
+from trainer.data.audiences import Audiences
 from trainer.data.encoding import ColumnEncoder
 from trainer.data.engine import SAMPLE_WEIGHT, Connection, columns, shuffled, stream
 from trainer.data.histories import Histories
@@ -25,7 +26,9 @@ from trainer.data.schema import (
 CATALOG_BATCH = 1 << 16
 
 
-def catalog_batches(connection: Connection, encoders: list[ColumnEncoder]) -> Iterator[pa.RecordBatch]:
+def catalog_batches(
+    connection: Connection, encoders: list[ColumnEncoder], audiences: Audiences | None
+) -> Iterator[pa.RecordBatch]:
     """Rows of catalog.arrow, in order of item_row."""
     query = f"""
         SELECT catalog.item_id, coalesce(train_count, 0) AS train_count,
@@ -36,10 +39,16 @@ def catalog_batches(connection: Connection, encoders: list[ColumnEncoder]) -> It
                    FROM events GROUP BY item_row) USING (item_row)
         {" ".join(encoder.join for encoder in encoders)}
         ORDER BY item_row"""
+    first_item = 0
     for batch in regroup(stream(connection, query, CATALOG_BATCH), CATALOG_BATCH):
         stored = {RAW_ITEM_ID: batch["item_id"]}
         stored |= {name: batch[name].cast(pa.int64()) for name in (TRAIN_COUNT, VALIDATION_COUNT)}
-        yield record_batch(stored | _encoded(batch, encoders))
+        stored |= _encoded(batch, encoders)
+        for encoder in encoders:
+            if encoder.input.kind == "audience" and audiences is not None:
+                stored[encoder.input.name] = audiences.of(first_item, len(batch))
+        first_item += len(batch)
+        yield record_batch(stored)
 
 
 def event_batches(

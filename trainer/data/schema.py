@@ -46,7 +46,7 @@ DECLARATION = "features.json"
 """What another engine writes in place of schema.json; see foreign.py."""
 
 Side = Literal["query", "candidate"]
-Kind = Literal["id", "categorical", "numeric", "vector", "history"]
+Kind = Literal["id", "categorical", "numeric", "vector", "history", "audience"]
 VectorType = Literal["float32", "float16"]
 
 
@@ -55,7 +55,8 @@ class Feature:
     """One input of one tower, as a column of the events (query side) or of the catalogue (candidate side).
 
     Column types: `id` int32 row of its table; `categorical` the same, or list<int32> where multi_valued;
-    `history` list<int32> of catalogue rows, oldest first; `numeric` float32, NaN where missing;
+    `history` list<int32> of catalogue rows, oldest first; `audience` list<int32> rows of its table;
+    `numeric` float32, NaN where missing;
     `vector` fixed-size list of `dtype`.
     """
 
@@ -63,7 +64,8 @@ class Feature:
     side: Side
     kind: Kind
     table: str = ""
-    """Embedding table (id, categorical, history); a history has the item id's, so that both share it."""
+    """Embedding table (id, categorical, history, audience). A history has the item id's, an audience that of an id of
+    the query, so that both share it."""
     num_embeddings: int = 0
     """Rows of that table, the out-of-vocabulary row 0 included."""
     hashed: bool = False
@@ -73,7 +75,7 @@ class Feature:
     weighted: bool = False
     """Whether each of those values has a weight, 0 or more: list<float32>, in the column that `weight_column` names."""
     length: int = 0
-    """Most values that a row of a history, or of a categorical that is multi_valued, may have."""
+    """Most values that a row of a history, of an audience, or of a categorical that is multi_valued, may have."""
     per_event: bool = False
     """Whether a query feature is the event's rather than its user's: a sequence row holds one for each event."""
     dim: int = 1
@@ -92,7 +94,12 @@ class Feature:
     @property
     def is_sparse(self) -> bool:
         """Whether the feature is looked up in an embedding table."""
-        return self.kind in ("id", "categorical", "history")
+        return self.kind in ("id", "categorical", "history", "audience")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether a row holds several values that are looked up."""
+        return self.multi_valued or self.kind in ("history", "audience")
 
     @property
     def weight_column(self) -> str:
@@ -105,20 +112,21 @@ class Feature:
             value, kind = getattr(self, entry.name), str if entry.default is MISSING else type(entry.default)
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise ValueError(f"feature {self.name}: {entry.name}={value!r} is no {kind.__name__}")
-        is_vector, is_list = self.kind == "vector", self.kind == "history" or self.multi_valued
+        is_vector = self.kind == "vector"
         for rule, holds in {
             f"name is one of {', '.join(RESERVED_COLUMNS)}, which have a meaning": self.name not in RESERVED_COLUMNS,
             "name is not of letters, digits and underscores": re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.name),
             f"side={self.side} is not one of {', '.join(get_args(Side))}": self.side in get_args(Side),
             f"kind={self.kind} is not one of {', '.join(get_args(Kind))}": self.kind in get_args(Kind),
             "a history is the query's": self.kind != "history" or self.side == "query",
+            "an audience is the candidate's": self.kind != "audience" or self.side == "candidate",
             "only a categorical can be multi_valued": not self.multi_valued or self.kind == "categorical",
             "only a categorical that is multi_valued can be weighted": not self.weighted or self.multi_valued,
             "only a vector has an encoder": not self.encoder or is_vector,
             "per_event is for the query side": not self.per_event or self.side == "query",
             "table is missing": self.table or not self.is_sparse,
             f"num_embeddings={self.num_embeddings} has no rows": self.num_embeddings >= 1 or not self.is_sparse,
-            f"length={self.length} is not above 0": self.length >= 1 or not is_list,
+            f"length={self.length} is not above 0": self.length >= 1 or not self.is_list,
             f"dim={self.dim} is not above 0": self.dim >= 1 or not is_vector,
             f"dtype={self.dtype} is not one of {', '.join(get_args(VectorType))}": self.dtype in get_args(VectorType),
             f"std={self.std} is not above 0": 0 < self.std < math.inf,
@@ -146,9 +154,13 @@ def check_features(features: Sequence[Feature]) -> None:
     items = [feature for feature in features if (feature.side, feature.kind) == ("candidate", "id")]
     if len(items) != 1:
         raise ValueError("not exactly one id on the candidate side, that of the item")
-    if sum(feature.kind == "history" for feature in features) > 1:
-        raise ValueError("more than one history")
+    for kind in ("history", "audience"):
+        if sum(feature.kind == kind for feature in features) > 1:
+            raise ValueError(f"more than one {kind}")
+    of_ids = {feature.table for feature in features if (feature.side, feature.kind) == ("query", "id")}
     for feature in features:
+        if feature.kind == "audience" and feature.table not in of_ids:
+            raise ValueError(f"feature {feature.name}: table={feature.table} is not that of an id of the query")
         if feature.kind == "history" and feature.table != items[0].table:
             raise ValueError(f"feature {feature.name}: table={feature.table} is not that of {items[0].name}")
         for other in features:

@@ -47,7 +47,7 @@ class TwoTower(nn.Module):
         widths = {feature: table.embedding_dim for table in tables for feature in table.feature_names}
         if self.history_name is not None:
             widths[self.history_name] = config.embedding_dim
-        self.id_tables = frozenset(f.table for f in features if f.kind in ("id", "history"))
+        self.id_tables = frozenset(f.table for f in features if f.kind in ("id", "history", "audience"))
         self.embeddings = EmbeddingBagCollection(
             tables=tables, device=torch.device("meta"), is_weighted=any(feature.weighted for feature in looked_up)
         )
