@@ -25,11 +25,11 @@ def prepare(folder: Path, *overrides: str) -> Path:
     return folder
 
 
-def train(run: Path, data: Path, *overrides: str) -> dict[str, float]:
+def train(run: Path, data: Path, *overrides: str, cut_offs: Sequence[int] = (10, 20, 100)) -> dict[str, float]:
     """Trains and evaluates, unless that was done before; the metrics, by names such as recall@10."""
     if not (run / "metrics.json").exists():
         _command("train", f"data.dir={data}", f"run.dir={run}", "run.threads=1", *overrides)
-        _command("evaluate", f"run.dir={run}", "run.threads=1")
+        _command("evaluate", f"run.dir={run}", "run.threads=1", f"evaluate.k=[{','.join(map(str, cut_offs))}]")
     return {name.removeprefix("test/"): value for name, value in json.loads((run / "metrics.json").read_text()).items()}
 
 

@@ -71,8 +71,6 @@ def test_hashed_users_are_an_audience_by_their_hashes(tmp_path: Path) -> None:
         ({"user_id": query("categorical"), "audience": candidate("audience")}, r"expected the id of the query's user"),
     ],
 )
-def test_audiences_that_cannot_be_are_refused(
-    tmp_path: Path, features: dict[str, FeatureConfig], message: str
-) -> None:
+def test_audiences_that_cannot_be_are_refused(tmp_path: Path, features: dict[str, FeatureConfig], message: str) -> None:
     with pytest.raises(UserError, match=message):
         prepare_shop(tmp_path, events_of(1, 2), features=features)

@@ -222,6 +222,20 @@ def test_patience_ends_a_run_and_more_patience_goes_on(data: Path, tmp_path: Pat
     assert checkpoint.newest(tmp_path / "run").name > stopped.name
 
 
+def test_a_batch_of_32768_trains_in_less_than_3_gb(tmp_path: Path) -> None:
+    """Against some 13,000 distinct items: logits alone would take 1.7 GB, and as much again for their gradient."""
+    succeed("trainer.prepare", "data=generated", f"data.dir={tmp_path / 'data'}", "data.users=3000",
+            "data.items=100000")  # fmt: skip
+    arguments = (f"data.dir={tmp_path / 'data'}", f"run.dir={tmp_path / 'run'}", "data.global_batch_size=32768",
+                 "run.epochs=1", "model.embedding_dim=64")  # fmt: skip
+    process = subprocess.Popen(
+        command("trainer.train", *arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert usage.ru_maxrss < 3e6  # kilobytes
+
+
 def test_a_finished_run_started_again_stays_as_it_is(data: Path, two_tower: Path) -> None:
     before = checkpoint.newest(two_tower)
     stdout = train(data, two_tower, f"run.epochs={EPOCHS}")

@@ -20,8 +20,8 @@ DIM, ITEMS = 8, 9
 SEQUENCES = st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=2, max_size=12), min_size=1, max_size=6)
 
 
-def sequence_rows(sequences: list[list[int]], times: list[list[int]], sees_others: bool = False) -> SequenceRows:
-    return SequenceRows(pa.table({ITEM_ROW: sequences, TIMESTAMP: times}), sees_others)
+def sequence_rows(sequences: list[list[int]], times: list[list[int]], sees: str = "before") -> SequenceRows:
+    return SequenceRows(pa.table({ITEM_ROW: sequences, TIMESTAMP: times}), sees)
 
 
 def event_rows(sequences: list[list[int]], times: list[list[int]]) -> EventRows:
@@ -94,13 +94,26 @@ def test_item_mean_by_hand() -> None:
 def test_a_query_that_sees_the_others_averages_all_but_its_own() -> None:
     item = item_embeddings()
     sequences = [[3, 1, 4], [5, 2], [6, 5, 3, 5, 8]]
-    history = laid_out(sequence_rows(sequences, times_of(sequences), sees_others=True), sees_others=True)
+    history = laid_out(sequence_rows(sequences, times_of(sequences), sees="others"), sees_others=True)
     expected = [
         torch.stack([item[other] for place, other in enumerate(items) if place != own]).mean(0)
         for items in sequences
         for own in range(len(items))
     ]
     torch.testing.assert_close(ItemMean()(item, history, False), torch.stack(expected))
+
+
+def test_a_row_that_is_one_query_averages_all_events_and_is_to_find_each_again() -> None:
+    item = item_embeddings()
+    sequences = [[3, 1, 4], [5, 2], [6, 5, 3, 5, 8]]
+    rows = sequence_rows(sequences, times_of(sequences), sees="all")
+    assert rows.query_row is None and (rows.num_queries, rows.seen.tolist()) == (3, [3, 2, 5])
+    assert rows.positive_row.tolist() == [3, 1, 4, 5, 2, 6, 5, 3, 5, 8]
+    assert rows.positive_query.tolist() == [0] * 3 + [1] * 2 + [2] * 5
+    expected = torch.stack([item[items].mean(0) for items in sequences])
+    torch.testing.assert_close(ItemMean()(item, laid_out(rows, sees_others=True), True), expected)
+    with_unknown = sequence_rows([[3, -1], [-1, -1]], [[0, 1], [0, 1]], sees="all")
+    assert (with_unknown.num_queries, with_unknown.positive_row.tolist()) == (2, [3])
 
 
 def test_attention_against_its_formula() -> None:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.model.loss import Candidates, Exclusions, Queries, Workspace, sampled_softmax
 
-# Q queries, N columns, D embedding dim, R rows, W ranks
+# Q queries, P positives, N columns, D embedding dim, R rows, W ranks
 
 
 @dataclass
@@ -22,11 +22,17 @@ class Case:
     queries: Queries
     candidates: Candidates
     excluded: Exclusions | None
-    same_item_QW: Tensor | None
+    same_item_PW: Tensor | None
 
 
-def make(seed: int, Q: int = 6, N: int = 5, D: int = 3, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Case:
-    """A random case with every switch on, some weights and counts zero, and exclusions that name positives too."""
+def make(
+    seed: int, Q: int = 6, N: int = 5, D: int = 3, P: int | None = None, scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Case:  # fmt: skip
+    """A random case with every switch on, some weights and counts zero, and exclusions that name positives too.
+
+    With P, that many positives are spread over the queries, of which some may have none or the same several times.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def floats(*shape: int) -> Tensor:
@@ -35,15 +41,17 @@ def make(seed: int, Q: int = 6, N: int = 5, D: int = 3, scale: float = 1.0, dtyp
     def ints(high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=generator)
 
-    weight_Q = floats(Q).abs() * (ints(4, Q) > 0)
+    pairs = Q if P is None else P
+    weight_P = floats(pairs).abs() * (ints(4, pairs) > 0)
     row_Q = ints(Q // 2 + 1, Q).sort().values
-    queries = Queries(scale * floats(Q, D), ints(N, Q), 1.0 + ints(3, Q).to(dtype), weight_Q)
+    query_P = None if P is None else ints(Q, P).sort().values
+    queries = Queries(scale * floats(Q, D), ints(N, pairs), 1.0 + ints(3, pairs).to(dtype), weight_P, query_P)
     candidates = Candidates(floats(N, D), ints(4, N).to(dtype), -3 * floats(N).abs())
     offset = F.pad(ints(N + 1, Q // 2 + 1).cumsum(0), (1, 0))  # queries of a row share a stretch, or begin one alike
     begin_Q, length_Q = offset[row_Q], offset.diff()[row_Q]
     seen_Q = (length_Q * torch.rand(Q, generator=generator)).round().long()
     excluded = Exclusions(ints(N, int(offset[-1])), begin_Q, begin_Q + seen_Q)
-    return Case(queries, candidates, excluded, ints(N + 1, Q, 2) - 1)
+    return Case(queries, candidates, excluded, ints(N + 1, pairs, 2) - 1)
 
 
 def loss_of(case: Case, query_QD: Tensor, candidate_ND: Tensor, workspace: Workspace) -> Tensor:
@@ -51,23 +59,25 @@ def loss_of(case: Case, query_QD: Tensor, candidate_ND: Tensor, workspace: Works
         replace(case.queries, embedding_QD=query_QD),
         replace(case.candidates, embedding_ND=candidate_ND),
     )
-    return sampled_softmax(queries, candidates, workspace, case.excluded, case.same_item_QW)
+    return sampled_softmax(queries, candidates, workspace, case.excluded, case.same_item_PW)
 
 
 def written_out(case: Case, query_QD: Tensor, candidate_ND: Tensor) -> Tensor:
     """The same from its definition: every draw is a column of its own, and excluded columns are not there."""
-    queries, candidates, total = case.queries, case.candidates, query_QD.new_zeros(())
-    for q in range(len(query_QD)):
-        positive, gone = int(queries.positive_Q[q]), set()
+    queries, candidates, total = case.queries, case.candidates, 0 * (query_QD.sum() + candidate_ND.sum())
+    query_P = range(len(query_QD)) if queries.query_P is None else queries.query_P.tolist()
+    for p, q in enumerate(query_P):
+        theirs = [other for other, query in enumerate(query_P) if query == q]
+        gone = {int(queries.positive_P[other]) for other in theirs}
         if case.excluded is not None:
             gone |= set(case.excluded.column_E[case.excluded.begin_Q[q] : case.excluded.end_Q[q]].tolist())
-        if case.same_item_QW is not None:
-            gone |= set(case.same_item_QW[q].tolist())
-        columns = [positive] * int(queries.own_count_Q[q])
+        if case.same_item_PW is not None:
+            gone |= set(case.same_item_PW[theirs].flatten().tolist())
+        columns = [int(queries.positive_P[p])] * int(queries.own_count_P[p])
         for column, count in enumerate(candidates.count_N.tolist()):
-            columns += [column] * (0 if column in gone | {positive} else int(count))
+            columns += [column] * (0 if column in gone else int(count))
         logits = candidate_ND[columns] @ query_QD[q] - candidates.log_q_N[columns]
-        total = total + queries.weight_Q[q] * F.cross_entropy(logits[None], torch.tensor([0]))
+        total = total + queries.weight_P[p] * F.cross_entropy(logits[None], torch.tensor([0]))
     return total
 
 
@@ -79,9 +89,12 @@ def value_and_gradients(function: Any, case: Case, *more: Any) -> list[Tensor]:
 
 
 @settings(deadline=None)
-@given(st.integers(0, 9999), st.integers(1, 9), st.integers(1, 8), st.integers(1, 5), st.integers(1, 50))
-def test_equals_the_loss_written_out(seed: int, Q: int, N: int, D: int, logits_at_once: int) -> None:
-    case = make(seed, Q, N, D)
+@given(
+    st.integers(0, 9999), st.integers(1, 9), st.integers(1, 8), st.integers(1, 5), st.none() | st.integers(0, 15),
+    st.integers(1, 50),
+)  # fmt: skip
+def test_equals_the_loss_written_out(seed: int, Q: int, N: int, D: int, P: int | None, logits_at_once: int) -> None:
+    case = make(seed, Q, N, D, P)
     expected = value_and_gradients(written_out, case)
     for ours, theirs in zip(value_and_gradients(loss_of, case, Workspace(logits_at_once)), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -102,8 +115,9 @@ def test_distinct_items_give_the_plain_cross_entropy() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_by_finite_differences() -> None:
-    case = make(3, dtype=torch.float64)
+@pytest.mark.parametrize("positives", [None, 11])
+def test_gradients_by_finite_differences(positives: int | None) -> None:
+    case = make(3, P=positives, dtype=torch.float64)
     inputs = (case.queries.embedding_QD.requires_grad_(), case.candidates.embedding_ND.requires_grad_())
     assert torch.autograd.gradcheck(
         lambda query, candidate: 0.7 * loss_of(case, query, candidate, Workspace(13)), inputs
@@ -151,7 +165,7 @@ def test_logits_of_any_size() -> None:
 def test_what_is_not_finite_is_not_hidden(broken: float) -> None:
     for name in ("queries", "candidates"):
         case = make(5)
-        case.queries.weight_Q.fill_(1)
+        case.queries.weight_P.fill_(1)
         getattr(case, name).__dict__[{"queries": "embedding_QD", "candidates": "embedding_ND"}[name]][2] = broken
         value, query_gradient, candidate_gradient = value_and_gradients(loss_of, case, Workspace())
         assert not torch.isfinite(value)
@@ -160,10 +174,10 @@ def test_what_is_not_finite_is_not_hidden(broken: float) -> None:
 
 def test_a_query_of_weight_0_contributes_nothing() -> None:
     case = make(5)
-    case.queries.weight_Q[1] = 0
+    case.queries.weight_P[1] = 0
     expected = value_and_gradients(loss_of, case, Workspace())
     case.queries.embedding_QD[1] = math.nan
-    case.queries.own_count_Q[1] = math.nan
+    case.queries.own_count_P[1] = math.nan
     for broken, whole in zip(value_and_gradients(loss_of, case, Workspace()), expected, strict=True):
         assert torch.equal(broken, whole)
 

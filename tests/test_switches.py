@@ -73,6 +73,11 @@ SWITCHES: dict[str, list[Callable[[TrainConfig], None]]] = {
         lambda train: model(candidate=replace(train.model.candidate, features=["item_id", "words", "text"]))(train),
         model(list_dropout=0.3),
     ],
+    "several positives a query": [
+        sequences(HistoryConfig(encoder="item_mean", sees="all")),
+        lambda train: model(query=replace(train.model.query, features=["user_id", "age", "history"]))(train),
+        loss(remove_known_positives="history", sample_weights=True),
+    ],
     "audiences": [
         sequences(HistoryConfig(encoder="item_mean", sees="others")),
         lambda train: model(

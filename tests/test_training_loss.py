@@ -34,6 +34,8 @@ class Share:
     uniform: list[int]
     query_QKD: Tensor
     weight: list[float]
+    merged: bool = False
+    """Whether the queries of a row, with all that is known seen, are one query: the row's, with several positives."""
 
     def batch(self, config: LossConfig) -> tuple[RetrievalBatch, Tensor]:
         """With the items' embeddings."""
@@ -45,13 +47,15 @@ class Share:
             None, None, torch.from_numpy(items.row), torch.from_numpy(items.positive_count),
             torch.from_numpy(items.uniform_count),
             torch.from_numpy(SHARE[items.row[: len(items.positive_count)]]).float(),
-            torch.from_numpy(items.positive), query_row=torch.tensor([row for row, *_ in self.queries]),
-            query_weight=torch.tensor(self.weight) if config.sample_weights else None,
+            torch.from_numpy(items.positive),
+            **{"positive_query" if self.merged else "query_row": torch.tensor([row for row, *_ in self.queries])},
+            weight=torch.tensor(self.weight) if config.sample_weights else None,
         )  # fmt: skip
         if which != "none":
             batch.known_row = torch.tensor(list(itertools.chain(*self.known)))
             batch.known_length = torch.tensor([len(known) for known in self.known])
-            batch.known_seen = torch.tensor([seen for _, seen, _ in self.queries]) if which == "history" else None
+            seen = batch.known_length if self.merged else torch.tensor([seen for _, seen, _ in self.queries])
+            batch.known_seen = seen if which == "history" else None
             batch.user = torch.tensor(self.user) if which == "user" else None
         return batch, embeddings()[batch.item_row % ITEMS]
 
@@ -104,12 +108,15 @@ def written_out(shares: list[Share], config: LossConfig) -> dict[str, Any]:
         for number, (row, seen, positive) in enumerate(share.queries):
             excluded = set()
             if config.remove_known_positives == "history":
-                excluded = set(share.known[row][:seen])
+                excluded = set(share.known[row][: None if share.merged else seen])
             if config.remove_known_positives == "user":
                 excluded = set(share.known[row]) | (by_user[share.user[row]] if share.user[row] else set())
-            best = int((query_QKD[number] @ item[positive]).argmax())
+            if share.merged:
+                excluded |= {other for its_row, _, other in share.queries if its_row == row}
+            query_KD = query_QKD[row if share.merged else number]
+            best = int((query_KD @ item[positive]).argmax())
 
-            def logit(row: int, query: Tensor = query_QKD[number, best]) -> Tensor:
+            def logit(row: int, query: Tensor = query_KD[best]) -> Tensor:
                 if share_of is None or not config.in_batch_negatives:
                     return query @ item[row]
                 drawn = len(positives) * share_of[row] + len(uniform) / ITEMS
@@ -154,7 +161,11 @@ def test_each_switch_by_value(ranks: RankPool, world_size: int, name: str) -> No
         shares = [replace(share, uniform=[]) for share in shares]
     else:
         config.uniform_negatives = 3 * world_size
-    expected = written_out(shares, config)
+    assert_as_written_out(ranks, shares, config)
+
+
+def assert_as_written_out(ranks: RankPool, shares: list[Share], config: LossConfig) -> None:
+    world_size, expected = len(shares), written_out(shares, config)
     found = ranks.run(world_size, of_rank, shares, config)
     # a rank's loss is its part of a sum whose mean over ranks is the loss; gradients of tables are averaged likewise
     assert sum(part["loss"] for part in found).item() / world_size == pytest.approx(float(expected["loss"]), rel=1e-5)
@@ -162,6 +173,17 @@ def test_each_switch_by_value(ranks: RankPool, world_size: int, name: str) -> No
         torch.testing.assert_close(part["query"] / world_size, query, atol=1e-6, rtol=1e-4)
     item = sum(part["item"] for part in found) / world_size
     torch.testing.assert_close(item, expected["item"], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["history", "user"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_several_positives_of_a_query_by_value(ranks: RankPool, world_size: int, which: str) -> None:
+    config = LossConfig(remove_known_positives=which, uniform_negatives=3 * world_size, sample_weights=True)
+    shares = []
+    for rank in range(world_size):
+        share = make_share(20 * world_size + rank, 1)
+        shares.append(replace(share, query_QKD=share.query_QKD[:ROWS], merged=True))
+    assert_as_written_out(ranks, shares, config)
 
 
 def test_a_batch_of_weights_0_teaches_nothing(ranks: RankPool) -> None:

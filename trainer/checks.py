@@ -111,7 +111,7 @@ def _check_model(config: ModelConfig) -> None:
 def _check_history(config: TrainConfig) -> None:
     history, dim = config.model.history, config.model.embedding_dim
     require_one_of("model.history.encoder", history.encoder, ("mean", "item_mean", "attention", "transformer"))
-    require_one_of("model.history.sees", history.sees, ("before", "others"))
+    require_one_of("model.history.sees", history.sees, ("before", "others", "all"))
     if history.encoder == "transformer" and dim % (2 * history.heads):
         raise UserError("model.history.heads", history.heads, f"a number twice which divides model.embedding_dim={dim}",
                         "set model.history.heads=1")  # fmt: skip
@@ -121,9 +121,12 @@ def _check_history(config: TrainConfig) -> None:
     if config.data.layout == "sequence" and history.encoder == "mean":
         raise UserError("model.history.encoder", "mean", "item_mean, attention or transformer for data.layout=sequence",
                         "choose one, as model=sequence does, or set data.layout=event")  # fmt: skip
-    if history.sees == "others" and (config.data.layout, history.encoder) != ("sequence", "item_mean"):
-        raise UserError("model.history.sees", "others", "data.layout=sequence and model.history.encoder=item_mean",
+    if history.sees != "before" and (config.data.layout, history.encoder) != ("sequence", "item_mean"):
+        raise UserError("model.history.sees", history.sees, "data.layout=sequence and model.history.encoder=item_mean",
                         "set them, or model.history.sees=before")  # fmt: skip
+    if history.sees == "all" and config.model.loss.remove_known_positives == "none":
+        raise UserError("model.loss.remove_known_positives", "none", "history or user where a query has several positives",
+                        "set model.loss.remove_known_positives=history")  # fmt: skip
 
 
 def _check_loss(config: LossConfig) -> None:

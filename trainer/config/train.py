@@ -53,8 +53,9 @@ class HistoryConfig:
     item_mean: the average of these; attention: an average with learned weights; transformer: causal self-attention with
     learned positions and, where events have times, buckets of the time between them."""
     sees: str = "before"
-    """What a query of data.layout=sequence has seen of its row. before: the events before it; others: all but its
-    positive, for events whose order says nothing (of item_mean)."""
+    """What a query of data.layout=sequence has seen of its row. before: the events before it. For events whose order
+    says nothing, with item_mean: others, all events but its positive; or all: a row is a single query with all its
+    events as positives, far less work than a query for each, but what it is to find stands in its history."""
     interests: int = 1
     """Of attention: query embeddings per user, each with weights of its own; an item's score is that of the best."""
     layers: int = 2

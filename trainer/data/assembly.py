@@ -42,7 +42,7 @@ class BatchAssembler:
         self.features, self._schema, self._catalog = tuple(features), schema, catalog
         self._model, self._seed = model, seed
         self._history = next((feature for feature in features if feature.kind == "history"), None)
-        self._sees_events, self._sees_others = model.history.encoder != "mean", model.history.sees == "others"
+        self._sees_events = model.history.encoder != "mean"
         # one whose events the encoder sees is no feature to look up
         self._sparse = [f for f in features if f.is_sparse and not (f.kind == "history" and self._sees_events)]
         self._dense = [feature for feature in features if not feature.is_sparse]
@@ -68,6 +68,10 @@ class BatchAssembler:
                             f"a {known} among the query's features, which tells them",
                             "name it in model.query.features, or set it to none")  # fmt: skip
         of_query = [feature for feature in self.features if feature.side == "query"]
+        of_events = [feature.name for feature in of_query if feature.per_event]
+        if self._model.history.sees == "all" and of_events:
+            raise UserError("model.history.sees", "all", f"before or others for {of_events}, which each event has anew",
+                            "set it so, or leave them out of model.query.features")  # fmt: skip
         names = [feature.name for feature in of_query] + [f.weight_column for f in of_query if f.weighted]
         if loss.sample_weights:
             names.append(WEIGHT)
@@ -96,11 +100,11 @@ class BatchAssembler:
             step: for which ids are hidden.
             uniform_row: catalogue rows of this rank's draws.
         """
-        rows = EventRows(table, self._history) if layout == "event" else SequenceRows(table, self._sees_others)
+        rows = EventRows(table, self._history) if layout == "event" else SequenceRows(table, self._model.history.sees)
         batch = self._batch(rows, rows.positive_row, uniform_row, step)
         batch.step = step
         if self._model.loss.sample_weights:
-            batch.query_weight = torch.from_numpy(rows.weight().astype(np.float32))
+            batch.weight = torch.from_numpy(rows.weight().astype(np.float32))
         self._add_known(batch, rows)
         return batch
 
@@ -155,6 +159,9 @@ class BatchAssembler:
             train_share=torch.from_numpy(self._catalog.train_share(items.row[:num_candidates])),
             positive=int64_tensor(items.positive),
             query_row=None if rows is None or rows.query_row is None else int64_tensor(rows.query_row),
+            positive_query=(
+                None if rows is None or rows.positive_query is None else int64_tensor(rows.positive_query)
+            ),
         )
 
     def _looked_up(self, rows: Rows | None, item_row: np.ndarray, step: int | None) -> KeyedJaggedTensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-# R rows on this rank, Q queries in them, U distinct items of which the first C are candidates, H events of histories,
-# S = H + R states
+# R rows on this rank, Q queries in them, P positives of theirs, U distinct items of which the first C are candidates, H
+# events of histories, S = H + R states
 
 _Batch = TypeVar("_Batch")
 
@@ -65,12 +65,13 @@ class RetrievalBatch:
         item_dense: float32 [U, those of the candidate side]; or None.
         item_row: int64 [U], catalogue row of each item: its identity. The candidates come first, in ascending order;
             then other items of histories, among which -1 stands for items that the catalogue lacks.
-        positive_count: float32 [C], queries whose positive the candidate is.
+        positive_count: float32 [C], positives that are the candidate.
         uniform_count: float32 [C], uniform draws of the candidate.
         train_share: float32 [C], each candidate's share of the training events: how likely it is to be a positive.
-        positive: int64 [Q], each query's positive among the C.
+        positive: int64 [P], each positive among the C.
+        positive_query: int64 [P] ascending, the query of each positive; None where every query has one.
         query_row: int64 [Q] ascending, the row that each query is of; None where every row is one query.
-        query_weight: float32 [Q], of the queries in the loss; or None.
+        weight: float32 [P], of the positives in the loss; or None.
         user: int64 [R], the row of each user's id, 0 where unknown; or None.
         known_row, known_length: int64 [total] and [R], catalogue rows that each row's user is known to have chosen, in
             order; or None.
@@ -88,7 +89,8 @@ class RetrievalBatch:
     train_share: Tensor
     positive: Tensor
     query_row: Tensor | None = None
-    query_weight: Tensor | None = None
+    positive_query: Tensor | None = None
+    weight: Tensor | None = None
     user: Tensor | None = None
     known_row: Tensor | None = None
     known_length: Tensor | None = None

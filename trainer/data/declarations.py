@@ -23,6 +23,8 @@ _TAKEN_BY = {
     "encoder": ("text",),
 }
 
+_SIDES = {"hour": "query", "weekday": "query", "history": "query", "audience": "candidate"}
+
 
 def check_declarations(features: dict[str, FeatureConfig]) -> None:
     """Raises a UserError for a feature that is misdeclared, whatever the source has."""
@@ -33,9 +35,10 @@ def check_declarations(features: dict[str, FeatureConfig]) -> None:
         _check_hashed(where, feature)
         check_weighting(where, feature)
         _check_encoder(where, feature)
-        side = {"hour": "query", "weekday": "query", "history": "query", "audience": "candidate"}.get(feature.kind)
-        if side is not None and feature.side != side:
-            raise UserError(f"{where}.side", feature.side, f"{side} for kind {feature.kind}", f"set {where}.side={side}")
+        side = _SIDES.get(feature.kind, feature.side)
+        if feature.side != side:
+            expected = f"{side} for kind {feature.kind}"
+            raise UserError(f"{where}.side", feature.side, expected, f"set {where}.side={side}")
     ids = [name for name, feature in features.items() if (feature.side, feature.kind) == ("candidate", "id")]
     if len(ids) != 1:
         raise UserError("data.features", ids, "exactly one id on the candidate side, that of the item",

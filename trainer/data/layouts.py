@@ -10,7 +10,7 @@ from trainer.data.ragged import Ragged
 from trainer.data.row_groups import one_array
 from trainer.data.schema import HISTORY_AGE, ITEM_ROW, TIMESTAMP, WEIGHT, Feature
 
-# R rows, Q queries
+# R rows, Q queries, P positives
 
 
 class Rows(Protocol):
@@ -20,11 +20,13 @@ class Rows(Protocol):
         num_rows: R.
         num_queries: Q.
         seen: int64 [Q], how many events of its row each query has seen.
+        positive_query: int64 [P] ascending, the query of each positive; None where each query has one.
     """
 
     num_rows: int
     num_queries: int
     seen: np.ndarray
+    positive_query: np.ndarray | None
 
     @property
     def query_row(self) -> np.ndarray | None:
@@ -33,7 +35,7 @@ class Rows(Protocol):
 
     @property
     def positive_row(self) -> np.ndarray:
-        """int64 [Q], catalogue rows, of training rows."""
+        """int64 [P], catalogue rows, of training rows."""
         ...
 
     def sparse(self, feature: Feature) -> Ragged:
@@ -61,7 +63,7 @@ class Rows(Protocol):
         ...
 
     def weight(self) -> np.ndarray:
-        """float32 [Q]."""
+        """float32 [P]."""
         ...
 
 
@@ -71,7 +73,7 @@ class EventRows:
     def __init__(self, events: pa.Table, history: Feature | None) -> None:
         self._events, self._history = events, history
         self.num_rows = self.num_queries = len(events)
-        self.query_row = None
+        self.query_row = self.positive_query = None
         self.seen = self.histories().lengths if history else np.zeros(len(events), np.int64)
 
     @property
@@ -119,11 +121,12 @@ class SequenceRows:
 
     Args:
         rows: of the files.
-        sees_others: whether queries have seen all other events of their row instead.
+        sees: before; or others: every event is the positive of a query that has seen all other events of its row; or
+            all: a row is one query that has seen all its events, and every event a positive of it.
     """
 
-    def __init__(self, rows: pa.Table, sees_others: bool) -> None:
-        self._table, self._sees_others = rows, sees_others
+    def __init__(self, rows: pa.Table, sees: str) -> None:
+        self._table, self._sees = rows, sees
         self._items = lists(rows, ITEM_ROW)
         self.num_rows = len(rows)
         offsets, owner = self._items.offsets, self._items.owner
@@ -132,10 +135,13 @@ class SequenceRows:
         self._last[offsets[1:] - 1] = True
         # an unknown item is nobody's positive
         is_query = self._items.values >= 0
-        self._query = np.flatnonzero(is_query if sees_others else is_query & (place > 0))  # its positive's event
-        self.num_queries = len(self._query)
-        self.query_row, self.seen = owner[self._query], place[self._query]
+        self._query = np.flatnonzero(is_query & (place > 0) if sees == "before" else is_query)  # its positive's event
         self.positive_row = self._items.values[self._query]
+        self.query_row: np.ndarray | None = owner[self._query]
+        self.num_queries, self.seen, self.positive_query = len(self._query), place[self._query], None
+        if sees == "all":
+            self.query_row, self.positive_query = None, self.query_row
+            self.num_queries, self.seen = self.num_rows, self._items.lengths
 
     def sparse(self, feature: Feature) -> Ragged:
         """A list for each row, or each query."""
@@ -156,17 +162,18 @@ class SequenceRows:
         column = one_array(self._table, feature.name)
         if feature.per_event:
             return _numbers(list_parts(column)[0], feature)[self._query]
-        return _numbers(column, feature)[self.query_row]
+        numbers = _numbers(column, feature)
+        return numbers if self.query_row is None else numbers[self.query_row]
 
     def histories(self) -> Ragged:
         """All events; but the last where no query of the row has seen it."""
-        if self._sees_others:
+        if self._sees != "before":
             return self._items
         return Ragged(self._items.values[~self._last], self._items.lengths - 1)
 
     def own_events(self) -> np.ndarray | None:
         """All events of known items, where queries see the others."""
-        return self._query if self._sees_others else None
+        return self._query if self._sees == "others" else None
 
     def gaps(self) -> tuple[np.ndarray, np.ndarray]:
         """From the events' times."""

@@ -7,23 +7,28 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Q queries of this rank, C of them in a chunk, W ranks, D embedding dim,
+# Q queries of this rank, C of them in a chunk; P positives of theirs, p of them in a chunk; W ranks, D embedding dim,
 # N columns: the distinct items of each rank's batch, over all ranks
+
+_LEAST = -1e38
+"""Stands for the largest of no logits: finite, so that nothing is taken off infinity."""
 
 
 @dataclass(frozen=True)
 class Queries:
-    """This rank's queries, each with its positive."""
+    """This rank's queries with their positives: one each, or any number."""
 
     embedding_QD: Tensor
     """float [Q, D], divided by the temperature."""
-    positive_Q: Tensor
-    """int64 [Q], column of the positive."""
-    own_count_Q: Tensor
-    """float [Q], how often the positive's column stands in the query's own denominator: once where accidental hits
-    are removed, else as often as it was drawn."""
-    weight_Q: Tensor
-    """float [Q]. A query of weight 0 contributes nothing, whatever its embedding."""
+    positive_P: Tensor
+    """int64 [P], column of the positive."""
+    own_count_P: Tensor
+    """float [P], how often the positive's column stands in its own denominator: once where accidental hits are removed,
+    else as often as it was drawn."""
+    weight_P: Tensor
+    """float [P]. A query with nothing but weights of 0 contributes nothing, whatever its embedding."""
+    query_P: Tensor | None = None
+    """int64 [P] ascending, the query of each positive; None where every query has one."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,14 @@ def sampled_softmax(
     candidates: Candidates,
     workspace: Workspace,
     excluded: Exclusions | None = None,
-    same_item_QW: Tensor | None = None,
+    same_item_PW: Tensor | None = None,
 ) -> Tensor:
-    """Weighted sum over queries of log Z - l_positive, with l_j = <query, candidate_j> - log_q_j.
+    """Weighted sum over positives of log Z - l_positive, with l_j = <query, candidate_j> - log_q_j.
 
-    Z is the sum of n_j exp(l_j) over columns, n_j being the column's count, the query's own count at its positive, and
-    0 where a column is excluded: so equal draws are merged, and the value is that of the cross-entropy in which each
-    draw has a column of its own.
+    Z is the sum of n_j exp(l_j) over columns, n_j being the column's count, its own count at the positive, and 0 where
+    a column is excluded: so equal draws are merged, and the value is that of the cross-entropy in which each draw has a
+    column of its own. Of several positives of a query none is another's negative: what they share, the sum over
+    negatives, is formed once.
 
     Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations" (2019), equations 3 to
     5. As there, log q is taken off the positive's logit too: given the columns drawn, the chance that column j is the
@@ -112,15 +118,15 @@ def sampled_softmax(
         queries: Q of them; the gradient goes to their embeddings.
         candidates: N of them; likewise.
         workspace: the caller's, the same in every step.
-        excluded: columns that are no negatives of a query, or None. The positive stays in, whatever they say.
-        same_item_QW: int64 [Q, W], columns of other ranks with the positive's own item, -1 where there is none; they
-            are no negatives either. None keeps them.
+        excluded: columns that are no negatives of a query, or None. The positives stay in, whatever they say.
+        same_item_PW: int64 [P, W], columns of other ranks with the positive's own item, -1 where there is none; they
+            are no negatives of its query either. None keeps them.
 
     Returns:
         A scalar. NaN and infinity in what a weighted query sees come out as NaN or infinity.
     """
     return _SampledSoftmax.apply(
-        queries.embedding_QD, candidates.embedding_ND, queries, candidates, workspace, excluded, same_item_QW
+        queries.embedding_QD, candidates.embedding_ND, queries, candidates, workspace, excluded, same_item_PW
     )
 
 
@@ -130,40 +136,44 @@ class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query_QD: Tensor, candidate_ND: Tensor, queries: Queries, candidates: Candidates,
-        workspace: Workspace, excluded: Exclusions | None, same_item_QW: Tensor | None,
+        workspace: Workspace, excluded: Exclusions | None, same_item_PW: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        used_Q = queries.weight_Q != 0
-        query_QD = query_QD.where(used_Q[:, None], 0)
-        log_own_count_Q = queries.own_count_Q.where(used_Q, 1).log()
+        counts_P = queries.weight_P != 0
+        query_QD = query_QD.where(_used(queries, counts_P)[:, None], 0)
+        log_own_count_P = queries.own_count_P.where(counts_P, 1).log()
         bias_N = candidates.count_N.log() - candidates.log_q_N
         logits_CN = workspace.logits(query_QD, len(candidate_ND))
-        chunks = _chunks(len(query_QD), len(logits_CN), excluded)
-        loss_Q = torch.empty_like(queries.weight_Q)
+        loss_P = torch.empty_like(queries.weight_P)
         query_gradient_QD, candidate_gradient_ND = torch.empty_like(query_QD), torch.zeros_like(candidate_ND)
-        for chunk, pairs in chunks:
-            query_CD, positive_C, weight_C = query_QD[chunk], queries.positive_Q[chunk], queries.weight_Q[chunk]
-            positive_logit_C = (query_CD * candidate_ND[positive_C]).sum(1) - candidates.log_q_N[positive_C]
+        for chunk in _chunks(queries, len(logits_CN), excluded):
+            query_CD = query_QD[chunk.queries]
+            of_p, positive_p = _positives(queries, chunk)
+            positive_logit_p = (query_CD[of_p] * candidate_ND[positive_p]).sum(1) - candidates.log_q_N[positive_p]
             l_CN = torch.addmm(bias_N, query_CD, candidate_ND.T, out=logits_CN[: len(query_CD)])
             if excluded is not None:
-                l_CN[excluded.pairs(chunk, pairs)] = -torch.inf
-            if same_item_QW is not None:
-                hit_CW = same_item_QW[chunk]
-                l_CN.scatter_(1, hit_CW.where(hit_CW >= 0, positive_C[:, None]), -torch.inf)
-            # after the exclusions, so that none of them takes the positive out
-            l_CN.scatter_(1, positive_C[:, None], (positive_logit_C + log_own_count_Q[chunk])[:, None])
+                l_CN[excluded.pairs(chunk.queries, chunk.excluded)] = -torch.inf
+            if same_item_PW is not None:
+                hit_pW = same_item_PW[chunk.positives]
+                l_CN[of_p[:, None], hit_pW.where(hit_pW >= 0, positive_p[:, None])] = -torch.inf
+            place_p = of_p * l_CN.shape[1] + positive_p
+            l_CN.view(-1)[place_p] = -torch.inf  # what is left are the negatives
 
-            max_C = l_CN.amax(1)
+            # of a query that has neither, every logit is -inf
+            max_C = l_CN.amax(1).scatter_reduce(0, of_p, positive_logit_p, "amax").clamp(min=_LEAST)
             share_CN = l_CN.sub_(max_C[:, None]).exp_()
-            z_C = share_CN.sum(1)
-            loss_Q[chunk] = z_C.log() + (max_C - positive_logit_C)
+            own_p = (positive_logit_p - max_C[of_p] + log_own_count_P[chunk.positives]).exp()
+            z_p = share_CN.sum(1)[of_p] + own_p
+            loss_P[chunk.positives] = z_p.log() + (max_C[of_p] - positive_logit_p)
 
-            # the derivative by a logit is weight / Z times this, which sums to 0 over a row
-            share_CN.scatter_add_(1, positive_C[:, None], -z_C[:, None])
-            scale_C1 = (weight_C / z_C)[:, None]
-            torch.mm(share_CN, candidate_ND, out=query_gradient_QD[chunk]).mul_(scale_C1)
-            candidate_gradient_ND.addmm_(share_CN.T, query_CD * scale_C1)
+            # the derivative by a logit is scale times this: for a negative, its share of each Z; sums over a row are 0
+            each_p = queries.weight_P[chunk.positives] / z_p
+            scale_C = torch.zeros_like(max_C).index_add_(0, of_p, each_p)
+            part_p = (each_p / scale_C[of_p]).where(scale_C[of_p] != 0, 0)
+            share_CN.view(-1).scatter_add_(0, place_p, part_p * (own_p - z_p))
+            torch.mm(share_CN, candidate_ND, out=query_gradient_QD[chunk.queries]).mul_(scale_C[:, None])
+            candidate_gradient_ND.addmm_(share_CN.T, query_CD * scale_C[:, None])
         ctx.save_for_backward(query_gradient_QD, candidate_gradient_ND)
-        return queries.weight_Q @ loss_Q
+        return queries.weight_P @ loss_P
 
     @staticmethod
     @once_differentiable
@@ -172,11 +182,41 @@ class _SampledSoftmax(torch.autograd.Function):
         return (query_gradient_QD * gradient, candidate_gradient_ND * gradient, *[None] * 5)
 
 
-def _chunks(num_queries: int, chunk_size: int, excluded: Exclusions | None) -> list[tuple[slice, int]]:
-    """Stretches of queries, each with the number of its excluded pairs, fetched from the device at once."""
-    chunks = [slice(start, min(start + chunk_size, num_queries)) for start in range(0, num_queries, chunk_size)]
-    if excluded is None or not chunks:
-        return [(chunk, 0) for chunk in chunks]
-    length_Q = excluded.end_Q - excluded.begin_Q
-    pairs = torch.stack([length_C.sum() for length_C in length_Q.split(chunk_size)]).tolist()
-    return list(zip(chunks, pairs, strict=True))
+@dataclass(frozen=True)
+class _Chunk:
+    """A stretch of queries, with the stretch of their positives and the number of their excluded pairs."""
+
+    queries: slice
+    positives: slice
+    excluded: int
+
+
+def _chunks(queries: Queries, chunk_size: int, excluded: Exclusions | None) -> list[_Chunk]:
+    """All queries in stretches; what is to be known of them is fetched from the device at once."""
+    ends = [*range(chunk_size, len(queries.embedding_QD), chunk_size), len(queries.embedding_QD)]
+    told = torch.tensor([ends, ends, [0] * len(ends)], device=queries.positive_P.device)
+    if queries.query_P is not None:
+        told[1] = torch.searchsorted(queries.query_P, told[0])
+    if excluded is not None:
+        told[2] = (excluded.end_Q - excluded.begin_Q).cumsum(0)[told[0] - 1] if ends[-1] else 0
+    chunks, before = [], (0, 0, 0)
+    for query, positive, pair in told.T.tolist():
+        chunks.append(_Chunk(slice(before[0], query), slice(before[1], positive), pair - before[2]))
+        before = (query, positive, pair)
+    return chunks if ends[-1] else []
+
+
+def _positives(queries: Queries, chunk: _Chunk) -> tuple[Tensor, Tensor]:
+    """Of each positive of a chunk its query, counted from the chunk's first, and its column: int64 [p] both."""
+    positive_p = queries.positive_P[chunk.positives]
+    if queries.query_P is None:
+        return torch.arange(len(positive_p), device=positive_p.device), positive_p
+    return queries.query_P[chunk.positives] - chunk.queries.start, positive_p
+
+
+def _used(queries: Queries, counts_P: Tensor) -> Tensor:
+    """bool [Q]: queries with a positive that counts."""
+    if queries.query_P is None:
+        return counts_P
+    used_Q = torch.zeros(len(queries.embedding_QD), dtype=torch.bool, device=counts_P.device)
+    return used_Q.index_fill_(0, queries.query_P[counts_P], True)

@@ -15,23 +15,23 @@ class Sizes:
     Attributes:
         slots: most of any rank.
         candidates: of each rank.
-        queries: of each rank.
-        weight: of all queries in the loss, over all ranks.
+        positives: of each rank.
+        weight: of all positives in the loss, over all ranks.
     """
 
     slots: int
     candidates: tuple[int, ...]
-    queries: tuple[int, ...]
+    positives: tuple[int, ...]
     weight: float
 
 
 def sizes_of_all(batch: RetrievalBatch) -> Sizes:
     """One small exchange, over the host's memory."""
-    num_queries = len(batch.positive)
-    weight = float(num_queries) if batch.query_weight is None else float(batch.query_weight.sum(dtype=torch.float64))
-    local = torch.tensor([[batch.slots, batch.num_candidates, num_queries, weight]], dtype=torch.float64)
-    slots, candidates, queries, weights = gather(local).T.tolist()
-    return Sizes(int(max(slots)), tuple(map(int, candidates)), tuple(map(int, queries)), sum(weights))
+    positives = len(batch.positive)
+    weight = float(positives) if batch.weight is None else float(batch.weight.sum(dtype=torch.float64))
+    local = torch.tensor([[batch.slots, batch.num_candidates, positives, weight]], dtype=torch.float64)
+    slots, candidates, of_ranks, weights = gather(local).T.tolist()
+    return Sizes(int(max(slots)), tuple(map(int, candidates)), tuple(map(int, of_ranks)), sum(weights))
 
 
 def in_lockstep(batch: RetrievalBatch) -> RetrievalBatch:

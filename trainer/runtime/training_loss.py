@@ -14,7 +14,7 @@ from trainer.runtime.candidates import GlobalCandidates, gather_candidates, gath
 from trainer.runtime.lockstep import Sizes
 from trainer.runtime.processes import Processes
 
-# R rows on this rank, Q queries, C candidates; N candidates over all W ranks, D embedding dim, K interests
+# R rows on this rank, Q queries, P positives, C candidates; N candidates over all W ranks, D embedding dim, K interests
 
 HASHES = 4
 """Of the streaming estimate: buckets that an item has where items share them."""
@@ -42,7 +42,7 @@ class TrainingLoss(nn.Module):
         )
 
     def forward(self, query_QD: Tensor, item_UD: Tensor, batch: RetrievalBatch, sizes: Sizes) -> Tensor:
-        """Weighted sum whose mean over ranks is the mean over all queries.
+        """Weighted sum whose mean over ranks is the mean over all positives.
 
         Args:
             query_QD: float32 [Q, D], or [Q, K, D] of several interests, of which the one nearest the positive is
@@ -54,20 +54,20 @@ class TrainingLoss(nn.Module):
         candidates = gather_candidates(item_UD[: batch.num_candidates], batch, sizes.candidates)
         if query_QD.dim() == 3:
             query_QD = _nearest_interest(query_QD, item_UD[batch.positive])
-        positive_Q = batch.positive + sum(sizes.candidates[: self._rank])
+        positive_P = batch.positive + sum(sizes.candidates[: self._rank])
         count_N = candidates.uniform_count_N + candidates.positive_count_N * self._config.in_batch_negatives
-        own_Q = torch.ones_like(query_QD[:, 0])
+        own_P = torch.ones_like(count_N[positive_P])
         if not self._config.remove_accidental_hits:
-            own_Q = count_N[positive_Q] + (not self._config.in_batch_negatives)
-        weight_Q = torch.ones_like(own_Q) if batch.query_weight is None else batch.query_weight
-        scale = len(sizes.queries) / sizes.weight if sizes.weight else 0.0  # weights of 0 alone teach nothing
-        blocks, positive_row_Q = candidates.row_N.split(sizes.candidates), batch.item_row[batch.positive]
+            own_P = count_N[positive_P] + (not self._config.in_batch_negatives)
+        weight_P = torch.ones_like(own_P) if batch.weight is None else batch.weight
+        scale = len(sizes.positives) / sizes.weight if sizes.weight else 0.0  # weights of 0 alone teach nothing
+        blocks, positive_row_P = candidates.row_N.split(sizes.candidates), batch.item_row[batch.positive]
         return sampled_softmax(
-            Queries(query_QD, positive_Q, own_Q, weight_Q * scale),
+            Queries(query_QD, positive_P, own_P, weight_P * scale, batch.positive_query),
             Candidates(candidates.embedding_ND, count_N, self._log_q(candidates, batch, sizes)),
             self._workspace,
-            self._exclusions(positive_row_Q, blocks, batch, sizes),
-            find_in_blocks(positive_row_Q, blocks) if self._config.remove_accidental_hits else None,
+            self._exclusions(positive_row_P, blocks, batch, sizes),
+            find_in_blocks(positive_row_P, blocks) if self._config.remove_accidental_hits else None,
         )
 
     @torch.no_grad()
@@ -81,18 +81,19 @@ class TrainingLoss(nn.Module):
         else:
             self.frequencies.update(candidates.row_N, candidates.positive_count_N, batch.step)
             log_q_N = self.frequencies.log_q(candidates.row_N)
-        return mixture_log_q(log_q_N, sum(sizes.queries), config.uniform_negatives, self._num_items)
+        return mixture_log_q(log_q_N, sum(sizes.positives), config.uniform_negatives, self._num_items)
 
     @torch.no_grad()
     def _exclusions(
-        self, positive_row_Q: Tensor, blocks: Sequence[Tensor], batch: RetrievalBatch, sizes: Sizes
+        self, positive_row_P: Tensor, blocks: Sequence[Tensor], batch: RetrievalBatch, sizes: Sizes
     ) -> Exclusions | None:
         if batch.known_row is None or batch.known_length is None:
             return None
         known = batch.known_row, batch.known_length
         if batch.user is not None:
-            user_Q = batch.user if batch.query_row is None else batch.user[batch.query_row]
-            told_G2 = gather_ragged(torch.stack([user_Q, positive_row_Q], dim=1), sizes.queries)
+            of_row = batch.query_row if batch.positive_query is None else batch.positive_query
+            user_P = batch.user if of_row is None else batch.user[of_row]
+            told_G2 = gather_ragged(torch.stack([user_P, positive_row_P], dim=1), sizes.positives)
             known = with_other_rows_of_the_user(*known, batch.user, told_G2[:, 0].contiguous(), told_G2[:, 1])
         return excluded_columns(*known, blocks, batch.query_row, batch.known_seen)
 
