@@ -143,6 +143,8 @@ def test_values_that_contradict_one_another_are_named() -> None:
         ("model.loss.remove_known_positives=user", "model.loss.remove_accidental_hits=false"): "accidental_hits=False",
         ("model.loss.in_batch_negatives=false", "model.loss.uniform_negatives=9", "model.loss.log_q=streaming"):
             "log_q=streaming: expected none",
+        ("data.layout=sequence", "model.history={encoder: item_mean, sees: all}"):
+            "remove_known_positives=none: expected history or user",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=message):
             check_train_config(typed(compose("train", [*REQUIRED["train"], *overrides]), TrainConfig))

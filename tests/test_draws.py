@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.prepared import ITEMS, SCHEMA, WORDS
-from trainer.config import LossConfig, ModelConfig
+from trainer.config import HistoryConfig, LossConfig, ModelConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.id_dropout import hidden_ids
@@ -83,3 +83,14 @@ def test_a_loss_that_asks_for_what_the_rows_do_not_tell(
     assembler = BatchAssembler(schema, features, Catalog(prepared, SCHEMA), ModelConfig(loss=LossConfig(**loss)))
     with pytest.raises(UserError, match=message):
         assembler.columns("event")
+
+
+def test_a_row_that_is_one_query_has_no_features_of_single_events(prepared: Path) -> None:
+    model = ModelConfig(history=HistoryConfig(encoder="item_mean", sees="all"))
+    for query, refused in ((["history", "hour"], True), (["history", "age"], False)):
+        assembler = BatchAssembler(SCHEMA, SCHEMA.select(query, None), Catalog(prepared, SCHEMA), model)
+        if refused:
+            with pytest.raises(UserError, match=r"sees=all: expected before or others for \['hour'\]"):
+                assembler.columns("sequence")
+        else:
+            assembler.columns("sequence")

@@ -125,7 +125,8 @@ def _check_history(config: TrainConfig) -> None:
         raise UserError("model.history.sees", history.sees, "data.layout=sequence and model.history.encoder=item_mean",
                         "set them, or model.history.sees=before")  # fmt: skip
     if history.sees == "all" and config.model.loss.remove_known_positives == "none":
-        raise UserError("model.loss.remove_known_positives", "none", "history or user where a query has several positives",
+        expected = "history or user where a query has several positives: none of them is another's negative"
+        raise UserError("model.loss.remove_known_positives", "none", expected,
                         "set model.loss.remove_known_positives=history")  # fmt: skip
 
 

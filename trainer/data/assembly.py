@@ -158,10 +158,8 @@ class BatchAssembler:
             uniform_count=torch.from_numpy(items.uniform_count),
             train_share=torch.from_numpy(self._catalog.train_share(items.row[:num_candidates])),
             positive=int64_tensor(items.positive),
-            query_row=None if rows is None or rows.query_row is None else int64_tensor(rows.query_row),
-            positive_query=(
-                None if rows is None or rows.positive_query is None else int64_tensor(rows.positive_query)
-            ),
+            query_row=_optional(rows.query_row if rows else None),
+            positive_query=_optional(rows.positive_query if rows else None),
         )
 
     def _looked_up(self, rows: Rows | None, item_row: np.ndarray, step: int | None) -> KeyedJaggedTensor:
@@ -208,6 +206,10 @@ class BatchAssembler:
     def _item_dense(self, item_row: np.ndarray) -> Tensor:
         columns = [self._catalog.dense(feature, item_row) for feature in self._dense if feature.side == "candidate"]
         return _side_by_side(columns, len(item_row))
+
+
+def _optional(values: np.ndarray | None) -> Tensor | None:
+    return None if values is None else int64_tensor(values)
 
 
 def _weights(column: Ragged) -> np.ndarray:

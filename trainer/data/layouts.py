@@ -73,7 +73,8 @@ class EventRows:
     def __init__(self, events: pa.Table, history: Feature | None) -> None:
         self._events, self._history = events, history
         self.num_rows = self.num_queries = len(events)
-        self.query_row = self.positive_query = None
+        self.query_row = None
+        self.positive_query: np.ndarray | None = None
         self.seen = self.histories().lengths if history else np.zeros(len(events), np.int64)
 
     @property
@@ -138,7 +139,8 @@ class SequenceRows:
         self._query = np.flatnonzero(is_query & (place > 0) if sees == "before" else is_query)  # its positive's event
         self.positive_row = self._items.values[self._query]
         self.query_row: np.ndarray | None = owner[self._query]
-        self.num_queries, self.seen, self.positive_query = len(self._query), place[self._query], None
+        self.positive_query: np.ndarray | None = None
+        self.num_queries, self.seen = len(self._query), place[self._query]
         if sees == "all":
             self.query_row, self.positive_query = None, self.query_row
             self.num_queries, self.seen = self.num_rows, self._items.lengths

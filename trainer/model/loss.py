@@ -215,7 +215,7 @@ def _positives(queries: Queries, chunk: _Chunk) -> tuple[Tensor, Tensor]:
 
 
 def _used(queries: Queries, counts_P: Tensor) -> Tensor:
-    """bool [Q]: queries with a positive that counts."""
+    """Queries with a positive that counts, as bool [Q]."""
     if queries.query_P is None:
         return counts_P
     used_Q = torch.zeros(len(queries.embedding_QD), dtype=torch.bool, device=counts_P.device)
