@@ -10,9 +10,12 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))  # scripts tha
 
 import ablation
 import crosses
+import experiments
 from exported import HeldOutRows, Lists
 from runs import table
 from shoppers import alike, means_of_users, turns
+
+from tests.commands import REPOSITORY
 
 
 def test_only_both_features_together_tell_the_group(tmp_path: Path) -> None:
@@ -60,6 +63,12 @@ def test_lists_leave_out_what_was_seen_and_ties_count_against_the_target() -> No
     assert lists.ranks(np.array([1]), of_q=np.array([0])).tolist() == [3]
     first, second = lists.top(2, np.array([0, 1]), np.array([0, 1])).tolist()
     assert sorted(first) in ([1, 4], [2, 4]) and sorted(second) == [0, 4]
+
+
+def test_experiments_are_those_that_come_with_a_file() -> None:
+    assert {f"{name}.yaml" for name in experiments.EXPERIMENTS} <= {
+        path.name for path in (REPOSITORY / "configs" / "experiment").iterdir()
+    }
 
 
 def test_differences_are_of_the_same_seed() -> None:

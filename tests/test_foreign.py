@@ -102,6 +102,7 @@ def test_data_written_by_another_engine_is_the_same_data(tmp_path: Path) -> None
         "history": {"side": "query", "kind": "history", "length": 5},
         "item_id": {"side": "candidate", "kind": "id", "min_count": 5},
         "tags": {"side": "candidate", "kind": "categorical"},
+        "audience": {"side": "candidate", "kind": "audience", "length": 9},
         "price": {"side": "candidate", "kind": "numeric", "log1p": True},
         "title": {"side": "candidate", "kind": "text", "dim": 8},
     }
@@ -114,6 +115,13 @@ def test_data_written_by_another_engine_is_the_same_data(tmp_path: Path) -> None
         with pa.memory_map(str(folder / "catalog.arrow")) as file:
             tables.append(pa.ipc.open_file(file).read_all().to_pydict())
     assert tables[0] == tables[1]
+
+
+def test_validation_may_be_left_out(tmp_path: Path) -> None:
+    folder = write_example(tmp_path)
+    shutil.rmtree(folder / "events" / "validation")
+    assert complete(folder).num_events == {"train": 4, "validation": 0, "test": 1}
+    assert read_schema(folder).num_events["validation"] == 0
 
 
 def with_sequences(folder: Path, **columns: list) -> None:

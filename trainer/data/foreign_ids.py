@@ -121,7 +121,7 @@ def _check_users(connection: Connection, folder: Path, schema: Schema) -> None:
     feature = next((one for one in schema.side("query") if (one.name, one.kind) == ("user_id", "id")), None)
     if feature is None or feature.hashed or feature.table != "user_id":
         return
-    for split in ("validation", "test"):
+    for split in ("validation", "test") if schema.num_events["validation"] else ("test",):
         wrong = connection.execute(f"""
             SELECT {RAW_USER_ID}, user_id, coalesce(vocabulary.index, 0)
             FROM {scan_parts(folder / "events" / split)} AS rows
