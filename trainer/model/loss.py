@@ -165,7 +165,7 @@ class _SampledSoftmax(torch.autograd.Function):
             z_p = share_CN.sum(1)[of_p] + own_p
             loss_P[chunk.positives] = z_p.log() + (max_C[of_p] - positive_logit_p)
 
-            # the derivative by a logit is scale times this: for a negative, its share of each Z; sums over a row are 0
+            # the derivative by a logit is scale, the sum of weight / Z, times this, which sums to 0 over a row
             each_p = queries.weight_P[chunk.positives] / z_p
             scale_C = torch.zeros_like(max_C).index_add_(0, of_p, each_p)
             part_p = (each_p / scale_C[of_p]).where(scale_C[of_p] != 0, 0)
