@@ -46,7 +46,8 @@ class Audiences:
         counts, place = np.zeros(items, np.int64), 0
         for batch in stream(connection, "SELECT * FROM audience ORDER BY item_row, user_row", STREAMED):
             rows[place : place + len(batch)] = batch["user_row"].to_numpy()
-            counts += np.bincount(batch["item_row"].to_numpy(), minlength=items)
+            item = batch["item_row"].to_numpy()  # ascending, so that what a batch counts is one stretch
+            counts[item[0] : item[-1] + 1] += np.bincount(item - item[0])
             place += len(batch)
         connection.execute("DROP TABLE audience")
         self._rows: NDArray[np.int32] = rows
