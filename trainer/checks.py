@@ -41,6 +41,7 @@ def check_train_config(config: TrainConfig) -> None:
         "run.validation_batch_size_per_rank": config.run.validation_batch_size_per_rank,
         "run.patience": config.run.patience,
         "run.log_every": config.run.log_every,
+        "run.keep_checkpoints": config.run.keep_checkpoints,
     }.items():
         require_positive(name, value)
     for name, value in {
@@ -75,6 +76,9 @@ def check_train_config(config: TrainConfig) -> None:
             raise UserError(name, share, "a share in [0, 1)", f"set {name}=0.1")
     require_one_of("optimizer.embedding", config.optimizer.embedding, ("rowwise_adagrad", "sgd"))
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
+    require_one_of("run.on_failed_checkpoint", config.run.on_failed_checkpoint, ("stop", "go_on"))
+    if config.run.checkpoint_every_steps is not None:
+        require_positive("run.checkpoint_every_steps", config.run.checkpoint_every_steps)
     monitor = config.run.monitor
     if monitor is not None and not re.fullmatch(r"val/((cold|warm)/)?(recall|ndcg|mrr|hit_rate)@0*[1-9]\d*", monitor):
         expected = "one of val/recall@k, val/ndcg@k, val/mrr@k, val/hit_rate@k, or the same of val/cold/ or val/warm/"

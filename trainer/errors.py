@@ -5,8 +5,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
+PREEMPTED_NOTE = "TRAINER_PREEMPTED_NOTE"
+"""Environment variable with the file to write to when a run is preempted."""
 _SECONDS_FOR_THE_FIRST = 10
 
 
@@ -18,11 +21,25 @@ class UserError(ValueError):
         super().__init__(f"{field}={value}: expected {expected}. Remedy: {remedy}.")
 
 
+class Preempted(Exception):
+    """The run was asked to end before its end; what it had trained is saved, and the same command goes on."""
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a UserError into one message on stderr (one a machine under torchrun) and exit code 2."""
+    """Turns what a user is to know into one message on stderr (one a machine under torchrun) and an exit code.
+
+    2 for a UserError; 75, which is EX_TEMPFAIL ("try again later"), for Preempted: a launcher is to start the same
+    command again. torchrun makes 1 of either, so launch/torchrun.sh asks for the latter to be noted in a file.
+    """
     try:
         yield
+    except Preempted as preempted:
+        if note := os.environ.get(PREEMPTED_NOTE):
+            Path(note).write_text(f"{preempted}\n")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"preempted: {preempted}", file=sys.stderr, flush=True)
+        sys.exit(os.EX_TEMPFAIL)
     except UserError as error:
         end_with(str(error))
     except ModuleNotFoundError as error:

@@ -171,7 +171,7 @@ class RunConfig:
     """Passes over the training rows. The run ends with a validation, and each of those falls on a whole step: so it may
     go on into one pass more by as many steps as there are validations."""
     validate_every: float = 1.0
-    """Epochs between validations; each saves a checkpoint, as is done without validation too."""
+    """Epochs between validations; before each a checkpoint is saved, as is done without validation too."""
     validation_batch_size_per_rank: int = 1024
     """Queries a rank scores at a time."""
     monitor: str | None = "val/recall@100"
@@ -183,6 +183,20 @@ class RunConfig:
     """Validations without a better monitor before training stops."""
     log_every: int = 20
     """Steps between lines of the logs."""
+    checkpoint_every_steps: int | None = None
+    """Steps between checkpoints besides those before each validation; null for those alone."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept, beside the best. With the one being written, a run takes the room of
+    as many and two more."""
+    save_in_background: bool = True
+    """Whether training goes on while a checkpoint is written: a copy of each rank's tables is then kept in the host's
+    memory. false waits for it and copies nothing."""
+    on_failed_checkpoint: str = "stop"
+    """What follows a checkpoint that cannot be written, as on a full disk. stop: the run ends; go_on: it tells so and
+    trains on. The checkpoints before are whole in either case."""
+    set_aside_damaged: bool = False
+    """Whether a newest checkpoint that is no longer as it was written is renamed to step-N.damaged, and the run goes on
+    from the one before; otherwise it is refused."""
 
 
 @dataclass

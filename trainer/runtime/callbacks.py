@@ -1,16 +1,12 @@
-"""What happens around the steps: figures to watch, when to stop, what to keep."""
+"""What happens around the steps: figures to watch, and when they say to stop."""
 
-import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ProgressBar
 from tqdm.auto import tqdm
-
-from trainer.runtime import checkpoint
 
 
 class Throughput(pl.Callback):
@@ -41,10 +37,15 @@ class Throughput(pl.Callback):
 
 
 class StepProgressBar(ProgressBar):
-    """One bar over all steps of the run, on stderr, so that stdout holds results alone."""
+    """One bar over all steps of the run, on stderr, so that stdout holds results alone.
 
-    def __init__(self) -> None:
+    Args:
+        num_steps: of the whole run.
+    """
+
+    def __init__(self, num_steps: int) -> None:
         super().__init__()
+        self._num_steps = num_steps
         self._bar: tqdm | None = None
         self._shown = True
 
@@ -59,7 +60,7 @@ class StepProgressBar(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the bar at the step from which the run goes on."""
         self._bar = tqdm(
-            desc="train", total=trainer.max_steps, initial=trainer.global_step, unit="step",
+            desc="train", total=self._num_steps, initial=trainer.global_step, unit="step",
             disable=not self._shown, dynamic_ncols=True,
             mininterval=1.0 if sys.stderr.isatty() else 30.0,  # a log file wants few lines
         )  # fmt: skip
@@ -94,72 +95,3 @@ class StopEarly(EarlyStopping):
         """Stops at once where patience had already run out."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
-
-
-class KeepBestAndLast(Checkpoint):
-    """A checkpoint after each validation and at the end; of all of them the best and the newest are kept.
-
-    Args:
-        run_dir: run directory.
-        monitor: validation metric, the higher the better; None where nothing is validated and the newest is the best.
-        every: steps between validations, or between checkpoints without them.
-    """
-
-    def __init__(self, run_dir: str, monitor: str | None, every: int) -> None:
-        self._folder, self._monitor, self._every = Path(run_dir) / "checkpoints", monitor, every
-        self._best: dict[str, Any] = {}
-        self._saved_step = -1
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
-        return {"best": self._best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the best up again."""
-        self._best = state_dict["best"]
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A resumed run has its newest checkpoint already."""
-        self._saved_step = trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Saves at its time, where no validation does."""
-        if self._monitor is None and trainer.global_step % self._every == 0:
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compares, saves, removes."""
-        assert self._monitor is not None
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
-        if not self._best or metrics[self._monitor] > self._best["metrics"][self._monitor]:
-            self._best = {"step": trainer.global_step, "metrics": metrics}
-        self._save(trainer)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves the steps after the last validation, if any."""
-        if trainer.global_step > self._saved_step:
-            self._save(trainer)
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        if self._monitor is None:
-            self._best = {"step": trainer.global_step, "metrics": {}}
-        trainer.save_checkpoint(self._folder / checkpoint.name(trainer.global_step))
-        self._saved_step = trainer.global_step
-        self.tidy(trainer)
-
-    def tidy(self, trainer: pl.Trainer) -> None:
-        """Notes the best and removes all but it and the last; also what a run killed just before left undone."""
-        if trainer.is_global_zero:
-            checkpoint.keep(self._folder, self._best, last_step=trainer.global_step)
-
-
-class EndOnSigterm(pl.Callback):
-    """Lets SIGTERM end a process at once, with the exit status of a signal.
-
-    Lightning would leave with status 0 and nothing saved, which reads as success; the checkpoints on disk are whole
-    at every moment, and the same command resumes from the newest.
-    """
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the system's own handler back in Lightning's place."""
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

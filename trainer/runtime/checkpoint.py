@@ -2,14 +2,16 @@
 
     RUN/checkpoints/best.json    step and validation metrics of the best
     RUN/checkpoints/step-N/      .metadata and *.distcp of torch.distributed.checkpoint: tables, dense layers, fused
-                                 optimizer state; and trainer.pt, what Lightning keeps: dense optimizer, schedule,
-                                 loops, callbacks
+                                 optimizer state; trainer.pt, what Lightning keeps: dense optimizer, schedule, loops,
+                                 callbacks; and checksums.json, size and SHA-256 of each of these files
 
-A checkpoint is written beside its place as step-N.partial and renamed when whole, so a folder without the suffix is
-complete.
+A checkpoint is written beside its place as step-N.partial and renamed when whole, so a folder without the suffix was
+complete when it was written. Whether it still is, is checked before it is read.
 """
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,40 +22,27 @@ import torch.distributed.checkpoint as dcp
 from torchrec.distributed import DistributedModelParallel
 
 from trainer.errors import UserError
+from trainer.runtime.gather import gather_objects
 
-BEST = "best.json"
-_REST = "trainer.pt"
+BEST, REST, CHECKSUMS = "best.json", "trainer.pt", "checksums.json"
+DAMAGED = ".damaged"
+"""Suffix of what the user has had set aside; theirs to remove."""
+_AT_ONCE = 1 << 24
+"""Bytes of a file read at a time."""
 
 
-def save(model: DistributedModelParallel, rest: dict[str, Any], path: str | Path) -> None:
-    """Writes the sharded model and fused optimizer state from all ranks, and `rest` from the first.
-
-    Args:
-        model: sharded.
-        rest: picklable state that every rank holds alike.
-        path: of the checkpoint.
-    """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        torch.save(rest, partial / _REST)
-    dist.barrier()
-    dcp.save(_state(model), checkpoint_id=partial)
-    if dist.get_rank() == 0:
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-    dist.barrier()
+def state_of(model: DistributedModelParallel) -> dict[str, Any]:
+    """Tables, dense layers and the tables' optimizer state, as they are: not a copy."""
+    return {"model": model.state_dict(), "fused_optimizer": model.fused_optimizer.state_dict()}
 
 
 def load(model: DistributedModelParallel, path: str | Path) -> None:
-    """Reads a checkpoint into a model that may be sharded over another number of ranks.
+    """Reads a verified checkpoint into a model that may be sharded over another number of ranks.
 
     Raises:
         UserError: the checkpoint has other tables, layers or sizes than the model.
     """
-    state = _state(model)
+    state = state_of(model)
     try:
         dcp.load(state, checkpoint_id=path)
     except dcp.CheckpointException as error:
@@ -66,9 +55,33 @@ def load(model: DistributedModelParallel, path: str | Path) -> None:
 
 
 def load_rest(path: str | Path) -> dict[str, Any]:
-    """What `save` was given as `rest`."""
+    """What was saved beside the model: dense optimizer, loops, callbacks."""
     # the file holds loop states and callbacks of the user's own run beside tensors
-    return torch.load(Path(path) / _REST, map_location="cpu", weights_only=False)
+    return torch.load(Path(path) / REST, map_location="cpu", weights_only=False)
+
+
+def checksum(file: Path) -> dict[str, Any] | None:
+    """Size and SHA-256 of a file, or None where there is none."""
+    if not file.is_file():
+        return None
+    digest, size = hashlib.sha256(), 0
+    with file.open("rb") as stream:
+        while block := stream.read(_AT_ONCE):
+            digest.update(block)
+            size += len(block)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def damaged_files(path: str | Path) -> list[str]:
+    """Files of a checkpoint that are not as they were written; each rank reads its share, all learn the same."""
+    path, rank, world_size = Path(path), dist.get_rank(), dist.get_world_size()
+    try:
+        written = json.loads((path / CHECKSUMS).read_text())
+        share = sorted(written)[rank::world_size]
+        damaged = [file for file in share if checksum(path / file) != written[file]]
+    except (OSError, ValueError, TypeError):
+        damaged = [CHECKSUMS]
+    return sorted({file for of_rank in gather_objects(damaged) for file in of_rank})
 
 
 def name(step: int) -> str:
@@ -76,15 +89,26 @@ def name(step: int) -> str:
     return f"step-{step:09d}"
 
 
-def keep(folder: Path, best: dict[str, Any], last_step: int) -> None:
-    """Notes which checkpoint is best, then removes all but it and the last; called by one process."""
+def names(folder: Path) -> list[str]:
+    """Of the complete checkpoints in RUN/checkpoints, the oldest first."""
+    return sorted(path.name for path in folder.glob("step-*") if re.fullmatch(r"step-\d{9,}", path.name))
+
+
+def keep(folder: Path, best: dict[str, Any], newest: int) -> None:
+    """Notes which checkpoint is best, then removes all but it and the newest; called by one process.
+
+    Args:
+        folder: RUN/checkpoints.
+        best: its step and metrics; empty where nothing has been validated.
+        newest: how many of the newest to keep.
+    """
     if best:
         partial = folder / (BEST + ".partial")
         partial.write_text(json.dumps(best, indent=2) + "\n")
         partial.rename(folder / BEST)
-    kept = {name(last_step)} | ({name(best["step"])} if best else set())
+    kept = {*names(folder)[-newest:]} | ({name(best["step"])} if best else set())
     for path in folder.glob("step-*"):
-        if path.name not in kept:
+        if path.name not in kept and path.suffix != DAMAGED:
             shutil.rmtree(path)
 
 
@@ -100,16 +124,12 @@ def find(run_dir: str | Path, which: str) -> Path:
     else:
         found = newest(run_dir) if which == "last" else folder / which
     if found is None or not found.is_dir():
-        there = sorted(path.name for path in folder.glob("step-*")) or "there are none"
+        there = names(folder) or "there are none"
         raise UserError("run.checkpoint", which, f"a checkpoint in {folder}: {there}", "train first, or name another")
     return found
 
 
 def newest(run_dir: str | Path) -> Path | None:
     """The complete checkpoint of the highest step, or None."""
-    complete = [path for path in (Path(run_dir) / "checkpoints").glob("step-*") if path.suffix != ".partial"]
-    return max(complete, key=lambda path: path.name, default=None)
-
-
-def _state(model: DistributedModelParallel) -> dict[str, Any]:
-    return {"model": model.state_dict(), "fused_optimizer": model.fused_optimizer.state_dict()}
+    folder = Path(run_dir) / "checkpoints"
+    return folder / names(folder)[-1] if names(folder) else None

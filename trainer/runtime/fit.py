@@ -1,6 +1,7 @@
 """A training run, from prepared data to its best checkpoint."""
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
@@ -21,12 +22,16 @@ from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower, make_model
 from trainer.runtime import checkpoint, run_directory
-from trainer.runtime.callbacks import EndOnSigterm, KeepBestAndLast, StepProgressBar, StopEarly, Throughput
-from trainer.runtime.gather import check_same_on_all_ranks, gather_objects
+from trainer.runtime.callbacks import StepProgressBar, StopEarly, Throughput
+from trainer.runtime.checkpoint_writer import CheckpointWriter
+from trainer.runtime.gather import gather_objects
 from trainer.runtime.module import RetrievalModule
-from trainer.runtime.processes import Processes, find_processes
+from trainer.runtime.processes import Processes, find_processes, joined
 from trainer.runtime.quiet import quieten_libraries
+from trainer.runtime.resume import checkpoint_to_resume
+from trainer.runtime.saving import Saving
 from trainer.runtime.sharding import check_table_names, shard, sharded_rows
+from trainer.runtime.signals import Signals
 from trainer.runtime.strategy import ShardedStrategy
 
 
@@ -44,11 +49,9 @@ def fit(config: TrainConfig) -> dict[str, float]:
     processes = find_processes(config.run.accelerator, config.run.threads)
     batch_size_per_rank = check_batch_size(config.data, processes.world_size)
     module, validation = _build(config, processes)
-    order, resume_from = module.reader.order, checkpoint.newest(config.run.dir)
 
     def shard_model(model: TwoTower) -> DistributedModelParallel:
         sharded = shard(model, config.sharding, config.optimizer, batch_size_per_rank, config.run.seed, processes)
-        check_same_on_all_ranks("the newest checkpoint", str(resume_from))
         rows = gather_objects(sharded_rows(sharded))
         if processes.is_first:
             run_directory.record_sharding(config.run.dir, rows)
@@ -57,36 +60,44 @@ def fit(config: TrainConfig) -> dict[str, float]:
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
         return sharded
 
-    every, monitor = order.steps(config.run.validate_every), config.run.monitor
-    keeper = KeepBestAndLast(config.run.dir, monitor, every)
-    stop = [StopEarly(monitor=monitor, mode="max", patience=config.run.patience)] if monitor else []
-    csv = CSVLogger(config.run.dir, name="logs")
-    trainer = pl.Trainer(
+    with Signals() as signals, joined(processes), closing(module.reader):
+        resume_from = checkpoint_to_resume(config.run, processes)
+        if processes.is_first and resume_from:
+            print(f"goes on from {resume_from}")
+        writer = CheckpointWriter(config.run.save_in_background)
+        trainer = _trainer(config, processes, module, signals, writer, shard_model)
+        trainer.fit(module, val_dataloaders=validation, ckpt_path=resume_from, weights_only=False)
+    return _report(config, trainer)
+
+
+def _trainer(
+    config: TrainConfig, processes: Processes, module: RetrievalModule, signals: Signals, writer: CheckpointWriter,
+    shard_model: Callable[[TwoTower], DistributedModelParallel],
+) -> pl.Trainer:  # fmt: skip
+    """Lightning's loop with our strategy and callbacks."""
+    run, order = config.run, module.reader.order
+    every, num_steps = order.steps(run.validate_every), steps_of_run(run, order)
+    csv = CSVLogger(run.dir, name="logs")
+    return pl.Trainer(
         accelerator="gpu" if processes.device.type == "cuda" else "cpu",
         devices=processes.local_world_size,
         num_nodes=processes.num_nodes,
-        strategy=ShardedStrategy(processes, shard_model),
-        max_epochs=-1,
-        max_steps=steps_of_run(config.run, order),
+        strategy=ShardedStrategy(processes, shard_model, writer),
+        max_epochs=-1,  # Saving ends the run
         gradient_clip_val=config.optimizer.dense_gradient_clip,
-        val_check_interval=every if monitor else None,
+        val_check_interval=every if run.monitor else None,
         check_val_every_n_epoch=None,  # counts steps over epochs: to Lightning the run is one long epoch
         num_sanity_val_steps=0,
-        log_every_n_steps=config.run.log_every,
-        logger=[csv, TensorBoardLogger(config.run.dir, name="logs", version=csv.version)],
+        log_every_n_steps=run.log_every,
+        logger=[csv, TensorBoardLogger(run.dir, name="logs", version=csv.version)],
         callbacks=[
-            Throughput(config.data.global_batch_size, config.run.log_every),
-            StepProgressBar(),
-            *stop,
-            keeper,
-            EndOnSigterm(),
+            Throughput(config.data.global_batch_size, run.log_every),
+            StepProgressBar(num_steps),
+            *([StopEarly(monitor=run.monitor, mode="max", patience=run.patience)] if run.monitor else []),
+            Saving(run, every, num_steps, writer, signals),
         ],
         enable_model_summary=False,
     )
-    with closing(module.reader):
-        trainer.fit(module, val_dataloaders=validation, ckpt_path=resume_from, weights_only=False)
-    keeper.tidy(trainer)
-    return _report(config, trainer)
 
 
 def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader | None]:

@@ -9,6 +9,7 @@ from trainer.config import CheckpointConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.schema import Schema, read_schema
+from trainer.errors import UserError
 from trainer.model.two_tower import make_model
 from trainer.runtime import checkpoint, run_directory
 from trainer.runtime.processes import Processes
@@ -51,7 +52,17 @@ def load_model(run: SavedRun, batch_size_per_rank: int, processes: Processes) ->
         run: from `open_run`.
         batch_size_per_rank: rows a rank will embed at a time.
         processes: this process's place; the group is up.
+
+    Raises:
+        UserError: files of the checkpoint are damaged.
     """
+    damaged, folder = checkpoint.damaged_files(run.checkpoint), run.checkpoint.parent
+    if damaged:
+        others = [name for name in checkpoint.names(folder) if name != run.checkpoint.name]
+        raise UserError(
+            "run.checkpoint", run.checkpoint.name, f"its files as written, which these are not: {', '.join(damaged)}",
+            f"bring the files back, or name another: {', '.join(others) or 'there is none'}",
+        )  # fmt: skip
     model = make_model(run.schema, run.assembler.features, run.config)
     trained = run.config
     sharded = shard(model, trained.sharding, trained.optimizer, batch_size_per_rank, trained.run.seed, processes)

@@ -17,21 +17,23 @@ class Sizes:
         candidates: of each rank.
         positives: of each rank.
         weight: of all positives in the loss, over all ranks.
+        pause: whether any rank wants all to pause after the step.
     """
 
     slots: int
     candidates: tuple[int, ...]
     positives: tuple[int, ...]
     weight: float
+    pause: bool
 
 
-def sizes_of_all(batch: RetrievalBatch) -> Sizes:
+def sizes_of_all(batch: RetrievalBatch, pause_wanted: bool = False) -> Sizes:
     """One small exchange, over the host's memory."""
     positives = len(batch.positive)
     weight = float(positives) if batch.weight is None else float(batch.weight.sum(dtype=torch.float64))
-    local = torch.tensor([[batch.slots, batch.num_candidates, positives, weight]], dtype=torch.float64)
-    slots, candidates, of_ranks, weights = gather(local).T.tolist()
-    return Sizes(int(max(slots)), tuple(map(int, candidates)), tuple(map(int, of_ranks)), sum(weights))
+    local = torch.tensor([[batch.slots, batch.num_candidates, positives, weight, pause_wanted]], dtype=torch.float64)
+    slots, candidates, of_ranks, weights, pause = gather(local).T.tolist()
+    return Sizes(int(max(slots)), tuple(map(int, candidates)), tuple(map(int, of_ranks)), sum(weights), any(pause))
 
 
 def in_lockstep(batch: RetrievalBatch) -> RetrievalBatch:

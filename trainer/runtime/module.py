@@ -1,6 +1,7 @@
 """One training step, and validation: what Lightning calls."""
 
 import zlib
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -47,12 +48,17 @@ class RetrievalModule(pl.LightningModule):
         self._config, self._assembler, self._catalog = config, assembler, catalog
         self._processes, self._num_steps = processes, num_steps
         self._evaluation: Evaluation | None = None
+        self.pause_wanted: Callable[[], bool] = lambda: False
+        """Whether this rank has something for all to see to after the step in hand."""
+        self.pause = False
+        """Whether any rank had, when the step began; so all pause after the same one."""
 
     def training_step(self, batch: RetrievalBatch) -> Tensor:
         """Scores this rank's queries against the candidates of all ranks."""
         # what is dropped at a step is the same however often the run was interrupted before
         torch.manual_seed(zlib.crc32(f"{self._config.run.seed}/{batch.step}/{self._processes.rank}".encode()))
-        sizes = sizes_of_all(batch)
+        sizes = sizes_of_all(batch, self.pause_wanted())
+        self.pause = sizes.pause
         query_QD, item_UD = self.model(batch.with_slots(sizes.slots))
         temperature = cast(DistributedModelParallel, self.model).module.temperature()
         loss = self.loss(query_QD / temperature, item_UD, batch, sizes)

@@ -94,4 +94,5 @@ def joined(processes: Processes) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # Lightning may have left it
+            dist.destroy_process_group()

@@ -13,7 +13,8 @@ from torch import nn
 from torchrec.distributed import DistributedModelParallel
 
 from trainer.model.two_tower import TwoTower
-from trainer.runtime import checkpoint as checkpoints
+from trainer.runtime.checkpoint import load, load_rest
+from trainer.runtime.checkpoint_writer import CheckpointWriter
 from trainer.runtime.processes import Processes, join
 
 
@@ -25,13 +26,16 @@ class ShardedStrategy(DDPStrategy):
 
     Args:
         processes: this process's place.
-        shard: turns the module's plain model into the sharded one, once the process group is up.
+        shard: turns the module's plain model into the sharded one.
+        writer: of checkpoints; takes what is to follow each as Lightning's storage_options.
     """
 
-    def __init__(self, processes: Processes, shard: Callable[[TwoTower], DistributedModelParallel]) -> None:
+    def __init__(
+        self, processes: Processes, shard: Callable[[TwoTower], DistributedModelParallel], writer: CheckpointWriter
+    ) -> None:
         under_torchrun = TorchElasticEnvironment.detect()
         super().__init__(cluster_environment=TorchElasticEnvironment() if under_torchrun else LightningEnvironment())
-        self._processes, self._shard = processes, shard
+        self._processes, self._shard, self._writer = processes, shard, writer
 
     @property
     def root_device(self) -> torch.device:
@@ -64,12 +68,12 @@ class ShardedStrategy(DDPStrategy):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Writes the sharded state of all ranks and what Lightning adds."""
-        checkpoints.save(self._sharded_model, checkpoint, filepath)
+        self._writer.save(self._sharded_model, checkpoint, filepath, then=storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads the sharded state into this rank's shards and returns the rest for Lightning."""
-        checkpoints.load(self._sharded_model, checkpoint_path)
-        return checkpoints.load_rest(checkpoint_path)
+        load(self._sharded_model, checkpoint_path)
+        return load_rest(checkpoint_path)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Nothing: `load_checkpoint` has done it."""

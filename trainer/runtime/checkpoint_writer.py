@@ -1,0 +1,178 @@
+"""Writing a checkpoint while training goes on.
+
+Training waits only until the state has been copied in memory. A thread then writes the copy with
+torch.distributed.checkpoint, over a process group of its own: its collectives must not mix with those of training.
+"""
+
+import io
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torchrec.distributed import DistributedModelParallel
+
+from trainer.runtime import checkpoint
+
+Result = TypeVar("Result")
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time; every rank calls the same methods in the same order.
+
+    Args:
+        in_background: whether `save` returns once the state is copied, which takes as much of the host's memory as
+            this rank's state. Otherwise it returns when all is written, and copies nothing.
+    """
+
+    def __init__(self, in_background: bool) -> None:
+        self._in_background = in_background
+        self._group = dist.new_group(backend="gloo")
+        self._copies: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self.failure: str | None = None
+        """Why the last checkpoint was not written, the same on every rank once the writing is over."""
+        self.stall = 0.0
+        """Seconds for which the last `save` kept training waiting."""
+        self.seconds = 0.0
+        """From the last `save` until its checkpoint was complete."""
+
+    def save(
+        self, model: DistributedModelParallel, rest: dict[str, Any], path: str | Path, then: Callable[[], None]
+    ) -> None:
+        """Writes the sharded model and fused optimizer state from all ranks, and `rest` from the first.
+
+        Waits for the checkpoint before, if it is still being written.
+
+        Args:
+            model: sharded.
+            rest: picklable state that every rank holds alike.
+            path: of the checkpoint.
+            then: called by the first rank when the checkpoint is complete.
+        """
+        start = time.perf_counter()
+        self.wait()
+        self.failure = None
+        state = checkpoint.state_of(model)
+        if self._in_background:
+            state = self._copied("", state)
+        rest_bytes = io.BytesIO()  # which also copies the dense optimizer's state
+        if dist.get_rank() == 0:
+            torch.save(rest, rest_bytes)
+        arguments = (state, rest_bytes, Path(path), then, start)
+        if self._in_background:
+            self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
+            self._thread.start()
+        else:
+            self._write(*arguments)
+        self.stall = time.perf_counter() - start
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more; `failure` then tells of the last checkpoint."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(
+        self, state: dict[str, Any], rest: io.BytesIO, path: Path, then: Callable[[], None], start: float
+    ) -> None:
+        partial = path.with_name(path.name + ".partial")
+        try:
+            self._first(lambda: _begin(partial, rest))
+            dcp.save(state, checkpoint_id=partial, process_group=self._group)
+            checksums = self._together(lambda: _checksums(partial))
+            everything = {file: found for of_rank in checksums for file, found in of_rank.items()}
+            self._first(lambda: _finish(partial, path, everything))
+            self._first(then)
+        except dcp.CheckpointException as error:
+            self.failure = "; ".join(sorted({str(failure[0]).splitlines()[0] for failure in error.failures.values()}))
+        except Exception as error:  # whatever it is, the thread that trains has to learn of it
+            self.failure = str(error).splitlines()[0] or repr(error)
+        if self.failure and dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # its room may be what the next one lacks
+        self.seconds = time.perf_counter() - start
+
+    def _together(self, action: Callable[[], Result]) -> list[Result]:
+        """What the action gives on each rank; where it fails on any, all fail."""
+        result, failure = None, None
+        try:
+            result = action()
+        except OSError as error:
+            failure = str(error)
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, (result, failure), group=self._group)
+        failures = sorted({failure for _, failure in everyone if failure})
+        if failures:
+            raise OSError("; ".join(failures))
+        return [result for result, _ in everyone]
+
+    def _first(self, action: Callable[[], None]) -> None:
+        self._together(action if dist.get_rank() == 0 else lambda: None)
+
+    def _copied(self, key: str, value: Any) -> Any:
+        """The state with every tensor copied to the host, into the memory of the copy before."""
+        match value:
+            case ShardedTensor():
+                shards = [
+                    Shard(self._copy(f"{key}/{number}", shard.tensor), shard.metadata)
+                    for number, shard in enumerate(value.local_shards())
+                ]
+                return ShardedTensor._init_from_local_shards_and_global_metadata(
+                    shards, value.metadata(), process_group=self._group
+                )
+            case Tensor():
+                return self._copy(key, value)
+            case dict():
+                return {name: self._copied(f"{key}/{name}", part) for name, part in value.items()}
+            case list():
+                return [self._copied(f"{key}/{number}", part) for number, part in enumerate(value)]
+            case _:
+                return value
+
+    def _copy(self, key: str, tensor: Tensor) -> Tensor:
+        if key not in self._copies:
+            self._copies[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        return self._copies[key].copy_(tensor.detach())
+
+
+def _begin(partial: Path, rest: io.BytesIO) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write_durably(partial / checkpoint.REST, rest.getbuffer())
+
+
+def _checksums(partial: Path) -> dict[str, Any]:
+    """Of the files that this rank wrote."""
+    files = sorted(partial.glob(f"__{dist.get_rank()}_*.distcp"))
+    if dist.get_rank() == 0:
+        files += [partial / ".metadata", partial / checkpoint.REST]
+    return {file.name: checkpoint.checksum(file) for file in files}
+
+
+def _finish(partial: Path, path: Path, checksums: dict[str, Any]) -> None:
+    _write_durably(partial / checkpoint.CHECKSUMS, json.dumps(checksums, indent=2).encode())
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)  # a rename that a power cut undoes would leave step-N.partial
+    os.close(folder)
+
+
+def _write_durably(file: Path, content: bytes | memoryview) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        os.fsync(stream.fileno())
