@@ -1,23 +1,35 @@
+import os
+import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torchrec.distributed import DistributedModelParallel
 
 from tests.ranks import RankPool
 from tests.training import config, metrics, sharded_model, trained, whole_tables
-from trainer.config import TrainConfig
+from trainer.config import RunConfig, TrainConfig
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
+from trainer.runtime.checkpoint_writer import CheckpointWriter
 from trainer.runtime.processes import Processes
+from trainer.runtime.resume import checkpoint_to_resume
+
+
+def write(model: DistributedModelParallel, path: Path) -> None:
+    writer = CheckpointWriter(in_background=False)
+    writer.save(model, {"note": "from two ranks"}, path, then=lambda: None)
+    assert writer.failure is None
 
 
 def save(
     processes: Processes, folder: Path, path: Path
 ) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
     model, _ = trained(processes, config(), folder, steps=5)
-    checkpoint.save(model, {"note": "from two ranks"}, path)
+    write(model, path)
     saved = whole_tables(model)
     result = metrics(processes, folder, model.eval(), config().model)
     model, _ = trained(processes, config(), folder, steps=3, start=5, model=model.train())
@@ -68,14 +80,134 @@ def test_best_and_last_are_kept_and_found(tmp_path: Path) -> None:
     for step in (3, 10, 200):
         (folder / checkpoint.name(step)).mkdir(parents=True)
     (folder / (checkpoint.name(300) + ".partial")).mkdir()
-    checkpoint.keep(folder, {"step": 10, "metrics": {}}, last_step=200)
+    (folder / (checkpoint.name(100) + checkpoint.DAMAGED)).mkdir()
+    checkpoint.keep(folder, {"step": 10, "metrics": {}}, newest=1)
+    kept = {checkpoint.name(10), checkpoint.name(100) + checkpoint.DAMAGED, checkpoint.name(200)}
+    assert {path.name for path in folder.glob("step-*")} == kept
     assert checkpoint.find(tmp_path, "best").name == checkpoint.name(10)
     assert checkpoint.find(tmp_path, "last") == checkpoint.newest(tmp_path) == folder / checkpoint.name(200)
     assert checkpoint.find(tmp_path, checkpoint.name(10)) == folder / checkpoint.name(10)
-    assert not (folder / checkpoint.name(3)).exists()
     with pytest.raises(UserError, match="run.checkpoint=step-000000003.*train first, or name another"):
         checkpoint.find(tmp_path, checkpoint.name(3))
     shutil.rmtree(folder)
     assert checkpoint.newest(tmp_path) is None
     with pytest.raises(UserError, match="run.checkpoint=best.*there are none"):
         checkpoint.find(tmp_path, "best")
+
+
+def write_in_background_and_train_on(
+    processes: Processes, folder: Path, path: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The second copy goes into the memory of the first; steps are taken while it is written."""
+    model, _ = trained(processes, config(), folder, steps=2)
+    writer = CheckpointWriter(in_background=True)
+    writer.save(model, {"step": 2}, path.with_name(checkpoint.name(2)), then=lambda: None)
+    model, _ = trained(processes, config(), folder, steps=3, start=2, model=model)
+    told = path.with_name("told")
+    writer.save(model, {"step": 5}, path, then=told.touch)
+    saved = whole_tables(model)
+    model, _ = trained(processes, config(), folder, steps=3, start=5, model=model)
+    writer.wait()
+    assert writer.failure is None and told.exists()
+    return saved, whole_tables(model)
+
+
+def read(processes: Processes, path: Path) -> dict[str, Tensor]:
+    assert checkpoint.damaged_files(path) == []
+    model = sharded_model(processes, config(), seed=1)
+    checkpoint.load(model, path)
+    return whole_tables(model)
+
+
+def test_what_is_written_in_the_background_is_the_state_when_it_was_saved(
+    ranks: RankPool, prepared: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / checkpoint.name(5)
+    saved, later = ranks.run(2, write_in_background_and_train_on, prepared, path)[0]
+    assert any(not torch.equal(saved[name], later[name]) for name in saved)
+    loaded = ranks.run(3, read, path)[0]
+    assert all(torch.equal(loaded[name], value) for name, value in saved.items())
+    assert checkpoint.load_rest(path) == {"step": 5}
+
+
+def damaged(processes: Processes, path: Path) -> list[str]:
+    return checkpoint.damaged_files(path)
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", "__1_0.distcp", ".metadata", "trainer.pt", "checksums.json"])
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda file: os.truncate(file, file.stat().st_size - 1)])
+def test_any_damage_is_found_by_every_rank(
+    ranks: RankPool, prepared: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, file: str,
+    damage: Callable[[Path], None],
+) -> None:  # fmt: skip
+    whole = tmp_path_factory.getbasetemp() / "undamaged" / checkpoint.name(5)
+    if not whole.exists():
+        ranks.run(2, save, prepared, whole)
+    path = tmp_path / whole.name
+    shutil.copytree(whole, path)
+    assert ranks.run(2, damaged, path) == [[], []]
+    damage(path / file)
+    found = ranks.run(2, damaged, path)
+    assert found[0] == found[1] and found[0]
+    assert file == "checksums.json" or found[0] == [file]
+
+
+def resume(processes: Processes, run_dir: Path, set_aside: bool) -> str | None:
+    path = checkpoint_to_resume(RunConfig(dir=str(run_dir), set_aside_damaged=set_aside), processes)
+    return path and path.name
+
+
+def refused_to_resume(processes: Processes, run_dir: Path) -> str:
+    with pytest.raises(UserError) as error:
+        checkpoint_to_resume(RunConfig(dir=str(run_dir)), processes)
+    return str(error.value)
+
+
+def test_a_damaged_newest_checkpoint_is_refused_with_what_goes_on_from_the_one_before(
+    ranks: RankPool, prepared: Path, tmp_path: Path
+) -> None:
+    newest, before = (tmp_path / "checkpoints" / checkpoint.name(step) for step in (5, 2))
+    ranks.run(2, write_in_background_and_train_on, prepared, newest)
+    assert ranks.run(2, resume, tmp_path, False) == [newest.name] * 2
+    flip_a_bit(newest / "__1_0.distcp")
+    told = ranks.run(2, refused_to_resume, tmp_path)
+    assert told[0] == told[1]
+    for part in (f"newest checkpoint {newest.name}", "__1_0.distcp", "run.set_aside_damaged=true", before.name):
+        assert part in told[0]
+    assert newest.exists()
+    assert ranks.run(2, resume, tmp_path, True) == [before.name] * 2
+    assert (newest.parent / f"{newest.name}.damaged" / "__1_0.distcp").exists()
+    assert ranks.run(2, resume, tmp_path, False) == [before.name] * 2  # now it is a choice no longer
+    (before / "trainer.pt").unlink()
+    assert "begins anew" in ranks.run(2, refused_to_resume, tmp_path)[0]
+    assert ranks.run(2, resume, tmp_path, True) == [None] * 2
+
+
+def write_where_there_is_no_room(processes: Processes, folder: Path, path: Path) -> tuple[str | None, str | None]:
+    model, _ = trained(processes, config(), folder, steps=2)
+    writer = CheckpointWriter(in_background=True)
+    failures = []
+    for limit in (9_000, resource.RLIM_INFINITY):  # bytes a file may have: less than the first rank's tables
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit if processes.rank == 0 else hard, hard))
+        writer.save(model, {}, path, then=lambda: None)
+        writer.wait()
+        failures.append(writer.failure)
+        assert not path.with_name(path.name + ".partial").exists()
+    return failures[0], failures[1]
+
+
+def test_a_rank_that_cannot_write_is_told_to_all_and_the_next_checkpoint_is_whole(
+    ranks: RankPool, prepared: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / checkpoint.name(5)
+    failures = ranks.run(2, write_where_there_is_no_room, prepared, path)
+    assert failures[0] == failures[1]
+    assert "File too large" in failures[0][0] and failures[0][1] is None
+    assert ranks.run(1, damaged, path) == [[]]

@@ -191,6 +191,10 @@ class RunConfig:
     save_in_background: bool = True
     """Whether training goes on while a checkpoint is written: a copy of each rank's tables is then kept in the host's
     memory. false waits for it and copies nothing."""
+    on_non_finite: str = "stop"
+    """What follows a step whose loss or gradient is not finite; tables and layers are spared it, and its rows are
+    written to RUN/non_finite. stop: the run ends; leave_out: it goes on without the step and counts it in the logs, up
+    to twenty in a row."""
     on_failed_checkpoint: str = "stop"
     """What follows a checkpoint that cannot be written, as on a full disk. stop: the run ends; go_on: it tells so and
     trains on. The checkpoints before are whole in either case."""

@@ -80,6 +80,10 @@ class TrainingReader:
             batch = self._assembler.training_batch(rows, self._layout, now, uniform_row)
             yield batch.pin_memory() if self._pinned else batch
 
+    def rows(self, step: int) -> pa.Table:
+        """This rank's rows of a step, read again."""
+        return pa.concat_tables([next(self._rows(stream, step)) for stream in self._streams])
+
     def _rows(self, stream: int, step: int) -> Iterator[pa.Table]:
         """One stream's rows of each step; a step may span pieces."""
         take, pending = self.order.rows_per_step, None

@@ -19,6 +19,7 @@ from trainer.model.two_tower import TwoTower
 from trainer.runtime.evaluation import Evaluation, evaluate_model
 from trainer.runtime.gather import gather
 from trainer.runtime.lockstep import sizes_of_all
+from trainer.runtime.non_finite import NonFiniteSteps
 from trainer.runtime.optimizers import dense_optimizer, schedule, set_table_learning_rate
 from trainer.runtime.processes import Processes
 from trainer.runtime.training_loss import TrainingLoss
@@ -65,10 +66,21 @@ class RetrievalModule(pl.LightningModule):
         if (batch.step + 1) % self._config.run.log_every == 0:  # when Lightning writes to the logs
             self.log("train/loss", gather(loss.detach()[None]).mean(), prog_bar=True)
             self.log("train/temperature", float(temperature))
+            self.log("train/steps_left_out", float(self.non_finite.left_out))
+        self.non_finite.expect(batch, query_QD, item_UD, loss)
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Ends the run, or leaves out the step, where a loss or a gradient was not finite."""
+        self.non_finite.settle()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW for the dense layers; tables are updated by their own kernels."""
+        """AdamW for the dense layers; tables are updated by their own kernels.
+
+        The model is sharded by now, so that its backward pass can be watched from here on.
+        """
+        sharded = cast(DistributedModelParallel, self.model)
+        self.non_finite = NonFiniteSteps(sharded, self._config.run, self.reader, self._processes)
         dense = dense_optimizer(self.model, self._config.optimizer, self._num_steps)
         if dense is None:
             return None
@@ -83,12 +95,14 @@ class RetrievalModule(pl.LightningModule):
             set_table_learning_rate(cast(DistributedModelParallel, self.model), rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the loss has estimated, which every rank holds alike."""
+        """Adds what the loss has estimated and how many steps were left out, which every rank holds alike."""
         checkpoint["loss"] = self.loss.state_dict()
+        checkpoint["steps_left_out"] = self.non_finite.left_out
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up again."""
         self.loss.load_state_dict(checkpoint["loss"])
+        self.non_finite.left_out = checkpoint["steps_left_out"]
 
     def train_dataloader(self) -> TrainingReader:
         """The reader, beginning where the newest checkpoint ended."""

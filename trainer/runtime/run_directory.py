@@ -21,7 +21,7 @@ from trainer.runtime import checkpoint
 
 CONFIG, SCHEMA, ORDER, SHARDING = "config.yaml", "schema.json", "order.json", "sharding.json"
 
-_OURS = (CONFIG, SCHEMA, ORDER, SHARDING, "logs", "checkpoints")
+_OURS = (CONFIG, SCHEMA, ORDER, SHARDING, "logs", "checkpoints", "non_finite", "stalls")
 
 # Fields that may differ between the first command and one that resumes the run.
 _FREE = ("run.", "sharding.", "data.dir", "data.memory_gb")
