@@ -14,6 +14,9 @@
 #                   torchrun compares host names)
 #   LOCAL_ADDR      address of this node as the others reach it                 (its host name)
 #   MAX_RESTARTS    times the processes are started again after a failure       (0)
+#   GRACE_SECONDS   what processes have to finish their step and save when this script is sent SIGTERM or SIGUSR1   (300)
+#
+# Exit status 75 (EX_TEMPFAIL) says that a training was ended by such a signal and has saved: start the same command again.
 set -euo pipefail
 
 case "${1:-}" in
@@ -29,6 +32,7 @@ shift
 nnodes=${NNODES:-1}
 nproc=${NPROC_PER_NODE:-$(if command -v nvidia-smi >/dev/null; then echo gpu; else echo 1; fi)}
 topology=(--nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "${MAX_RESTARTS:-0}")
+topology+=(--signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" --shutdown-timeout "${GRACE_SECONDS:-300}")
 
 if [[ $nnodes == 1 ]]; then
     topology+=(--standalone)
@@ -49,4 +53,21 @@ else
     fi
 fi
 
-exec torchrun "${topology[@]}" -m "trainer.$command" "$@"
+# torchrun ends with 1 whatever its processes end with; so they write a note.
+TRAINER_PREEMPTED_NOTE=$(mktemp)
+export TRAINER_PREEMPTED_NOTE
+torchrun "${topology[@]}" -m "trainer.$command" "$@" &
+torchrun=$!
+for name in TERM USR1; do
+    # shellcheck disable=SC2064 # the process is known by now
+    trap "kill -$name $torchrun" "$name"
+done
+status=0
+while kill -0 "$torchrun" 2>/dev/null; do # a signal ends wait before torchrun has ended
+    wait "$torchrun" && status=0 || status=$?
+done
+if [[ -s $TRAINER_PREEMPTED_NOTE ]]; then
+    status=75
+fi
+rm -f "$TRAINER_PREEMPTED_NOTE"
+exit "$status"

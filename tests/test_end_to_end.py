@@ -200,17 +200,6 @@ def losses_of(run_dir: Path) -> np.ndarray:
     return np.array([losses[step] for step in range(len(losses))])
 
 
-def test_sigterm_ends_a_run_with_a_status_that_is_no_success(data: Path, tmp_path: Path) -> None:
-    arguments = (f"data.dir={data}", f"run.dir={tmp_path / 'run'}", *SMALL, "run.validate_every=0.1")
-    process = subprocess.Popen(
-        command("trainer.train", *arguments), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_for_checkpoint(tmp_path / "run", process)
-    process.terminate()
-    assert process.wait(timeout=60) == -signal.SIGTERM
-    assert checkpoint.find(tmp_path / "run", "last").is_dir()
-
-
 def test_patience_ends_a_run_and_more_patience_goes_on(data: Path, tmp_path: Path) -> None:
     impatient = ("run.epochs=2", "run.validate_every=0.1", "run.patience=1", "optimizer.embedding_learning_rate=1e-9",
                  "optimizer.dense_learning_rate=1e-9")  # fmt: skip

@@ -28,7 +28,8 @@ def recorded_torchrun(tmp_path: Path, arguments: list[str], **environment: str) 
     record = tmp_path / "argv"
     record.unlink(missing_ok=True)
     write_executable(tmp_path / "bin" / "torchrun", f"#!{BASH}\nprintf '%s\\0' \"$@\" >'{record}'\n")
-    subprocess.run([BASH, *arguments], check=True, cwd=ROOT, env={"PATH": str(tmp_path / "bin"), **environment})
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    subprocess.run([BASH, *arguments], check=True, cwd=ROOT, env={"PATH": path, **environment})
     return record.read_text().split("\0")[:-1]
 
 
@@ -44,7 +45,10 @@ def test_overrides_arrive_as_typed(tmp_path: Path, command: str) -> None:
 
 def test_one_node_by_default(tmp_path: Path) -> None:
     argv = recorded_torchrun(tmp_path, ["launch/torchrun.sh", "train"])
-    assert argv[: argv.index("-m")] == ["--nnodes", "1", "--nproc-per-node", "1", "--max-restarts", "0", "--standalone"]
+    assert argv[: argv.index("-m")] == [
+        "--nnodes", "1", "--nproc-per-node", "1", "--max-restarts", "0",
+        "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout", "300", "--standalone",
+    ]  # fmt: skip
 
 
 def test_one_process_a_gpu_where_there_are_gpus(tmp_path: Path) -> None:
