@@ -83,6 +83,7 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
         module.on_train_batch_start(batch, batch.step)
         loss = module.training_step(batch)
         loss.backward()
+        module.on_before_optimizer_step(None)
         if chosen is not None:  # a model of tables alone has none
             chosen["optimizer"].step()
             chosen["optimizer"].zero_grad()

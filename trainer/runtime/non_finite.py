@@ -16,7 +16,7 @@ from trainer.config import RunConfig
 from trainer.data.batch import RetrievalBatch
 from trainer.data.events import TrainingReader
 from trainer.errors import UserError
-from trainer.runtime.gather import gather
+from trainer.runtime.gather import gather, gather_objects
 from trainer.runtime.processes import Processes
 
 # R rows on this rank, Q queries, P positives, U items, D embedding dim, W ranks
@@ -44,7 +44,7 @@ class NonFiniteSteps:
         self._config, self._reader, self._processes = config, reader, processes
         cast(nn.Module, model.module.embeddings).register_forward_hook(self._watch)
         self._dense = [parameter for name, parameter in model.named_parameters() if "embeddings." not in name]
-        self._is_bad_W = torch.zeros(1, dtype=torch.bool)
+        self._is_bad_W = torch.zeros(processes.world_size, dtype=torch.bool)
         self._expected: tuple[RetrievalBatch, Tensor, Tensor, Tensor] | None = None
         self.left_out = 0
         """Steps left out since the run began."""
@@ -64,13 +64,13 @@ class NonFiniteSteps:
         """
         assert self._expected is not None
         (batch, query_QD, item_UD, loss), self._expected = self._expected, None
-        ranks = self._bad_ranks()
-        if not ranks:
+        if self._is_finite():
             self._in_a_row = 0
             return
         for parameter in self._dense:
             parameter.grad = None
         self.left_out, self._in_a_row = self.left_out + 1, self._in_a_row + 1
+        ranks = self._ranks_to_blame(query_QD, item_UD, loss)
         if self._processes.rank in ranks:
             is_bad_R = offending_rows(batch, query_QD, item_UD)
             write_rows(self._reader.rows(batch.step), is_bad_R, self._config.dir, batch.step, self._processes.rank)
@@ -87,13 +87,22 @@ class NonFiniteSteps:
         if self._processes.is_first:
             print(f"left out {what}; rows in {where}", file=sys.stderr, flush=True)
 
-    def _bad_ranks(self) -> list[int]:
-        """All, where none stands out but the layers' gradients, which are means over ranks, are not finite."""
-        ranks: list[int] = self._is_bad_W.nonzero().flatten().tolist()
+    def _is_finite(self) -> bool:
+        """The same on every rank: gradients of layers are means over all of them."""
+        if self._is_bad_W.any():
+            return False
         gradients = [parameter.grad for parameter in self._dense if parameter.grad is not None]
-        if not ranks and gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
-            return list(range(self._processes.world_size))
-        return ranks
+        return not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+    def _ranks_to_blame(self, query_QD: Tensor, item_UD: Tensor, loss: Tensor) -> list[int]:
+        """Those where it shows first: in embeddings, else in the loss, else in a gradient, which others can cause."""
+        shows = (
+            not (query_QD.isfinite().all() and item_UD.isfinite().all()),
+            not loss.isfinite(),
+            bool(self._is_bad_W[self._processes.rank]),
+        )
+        everyone = gather_objects(shows)
+        return [rank for rank, of_rank in enumerate(everyone) if of_rank == max(everyone)]
 
     def _watch(self, module: nn.Module, inputs: Any, output: Awaitable | KeyedTensor) -> KeyedTensor:
         # what has been awaited goes on in the place of what was to be: it cannot be awaited twice
