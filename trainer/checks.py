@@ -41,6 +41,7 @@ def check_train_config(config: TrainConfig) -> None:
         "run.validation_batch_size_per_rank": config.run.validation_batch_size_per_rank,
         "run.patience": config.run.patience,
         "run.log_every": config.run.log_every,
+        "run.stall_seconds": config.run.stall_seconds,
     }.items():
         require_positive(name, value)
     for name, value in {

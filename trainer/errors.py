@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -16,6 +16,18 @@ class UserError(ValueError):
     def __init__(self, field: str, value: object, expected: str, remedy: str) -> None:
         self.field, self.value, self.expected, self.remedy = field, value, expected, remedy
         super().__init__(f"{field}={value}: expected {expected}. Remedy: {remedy}.")
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, or `ranks 0, 2, 5-7` for several in ascending order."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    told = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"rank{'s' if len(ranks) > 1 else ''} " + ", ".join(told)
 
 
 @contextmanager

@@ -183,6 +183,9 @@ class RunConfig:
     """Validations without a better monitor before training stops."""
     log_every: int = 20
     """Steps between lines of the logs."""
+    stall_seconds: float = 600.0
+    """Seconds without progress on any rank after which the job is ended, with every rank's stacks in RUN/stalls: longer
+    than any pause of a sound run, such as starting, its first batch, embedding the catalogue, or a checkpoint."""
 
 
 @dataclass

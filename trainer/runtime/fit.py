@@ -3,6 +3,8 @@
 import json
 from contextlib import closing
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -20,14 +22,16 @@ from trainer.data.schema import TARGETS, Schema, read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower, make_model
-from trainer.runtime import checkpoint, run_directory
+from trainer.runtime import agreement, checkpoint, run_directory
 from trainer.runtime.callbacks import EndOnSigterm, KeepBestAndLast, StepProgressBar, StopEarly, Throughput
-from trainer.runtime.gather import check_same_on_all_ranks, gather_objects
+from trainer.runtime.gather import gather_objects
+from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.module import RetrievalModule
 from trainer.runtime.processes import Processes, find_processes
 from trainer.runtime.quiet import quieten_libraries
 from trainer.runtime.sharding import check_table_names, shard, sharded_rows
 from trainer.runtime.strategy import ShardedStrategy
+from trainer.runtime.watchdog import Watchdog
 
 
 def fit(config: TrainConfig) -> dict[str, float]:
@@ -38,17 +42,16 @@ def fit(config: TrainConfig) -> dict[str, float]:
 
     Raises:
         UserError: before the process group exists, whatever is wrong with data, model or run directory; after that, if
-            the planner finds no place for the tables, or ranks see different checkpoints.
+            the planner finds no place for the tables, or ranks differ in their configuration, data or checkpoints.
     """
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)
     batch_size_per_rank = check_batch_size(config.data, processes.world_size)
-    module, validation = _build(config, processes)
+    module, validation, alike = _build(config, processes)
     order, resume_from = module.reader.order, checkpoint.newest(config.run.dir)
 
     def shard_model(model: TwoTower) -> DistributedModelParallel:
         sharded = shard(model, config.sharding, config.optimizer, batch_size_per_rank, config.run.seed, processes)
-        check_same_on_all_ranks("the newest checkpoint", str(resume_from))
         rows = gather_objects(sharded_rows(sharded))
         if processes.is_first:
             run_directory.record_sharding(config.run.dir, rows)
@@ -57,6 +60,8 @@ def fit(config: TrainConfig) -> dict[str, float]:
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
         return sharded
 
+    stalls = Path(config.run.dir) / run_directory.STALLS
+    watchdog = Watchdog(stalls, processes.rank, processes.world_size, config.run.stall_seconds)
     every, monitor = order.steps(config.run.validate_every), config.run.monitor
     keeper = KeepBestAndLast(config.run.dir, monitor, every)
     stop = [StopEarly(monitor=monitor, mode="max", patience=config.run.patience)] if monitor else []
@@ -80,16 +85,19 @@ def fit(config: TrainConfig) -> dict[str, float]:
             *stop,
             keeper,
             EndOnSigterm(),
+            Heartbeat(watchdog),
         ],
         enable_model_summary=False,
     )
-    with closing(module.reader):
+    with watchdog, closing(module.reader):
+        alike = {"the newest checkpoint": resume_from} | alike
+        agreement.join_alike(processes, alike, config.run.stall_seconds)
         trainer.fit(module, val_dataloaders=validation, ckpt_path=resume_from, weights_only=False)
     keeper.tidy(trainer)
     return _report(config, trainer)
 
 
-def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader | None]:
+def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader | None, dict[str, Any]]:
     """Opens the data and makes the plain model; the first process claims the run directory."""
     data_dir, rank, world_size = config.data.dir, processes.rank, processes.world_size
     schema = read_schema(data_dir)
@@ -110,7 +118,8 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     if processes.is_first:
         run_directory.claim(config, schema, order)
     num_steps = steps_of_run(config.run, order)
-    return RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps), validation
+    module = RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps)
+    return module, validation, agreement.fields(config, schema, catalog, order)
 
 
 def _open_validation(

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -71,10 +72,14 @@ def find_processes(accelerator: str, threads: int | None) -> Processes:
     return Processes(rank, local_rank, world_size, local_world_size, device)
 
 
-def join(processes: Processes) -> None:
+def join(processes: Processes, timeout: timedelta | None = None) -> None:
     """Brings up the default process group, over gloo for CPU tensors and NCCL for CUDA ones.
 
     Where to meet comes from torchrun; a process started without it is alone and meets nobody.
+
+    Args:
+        processes: this process's place.
+        timeout: of meeting and of every collective; None for torch's own.
     """
     if dist.is_initialized():
         return
@@ -82,9 +87,9 @@ def join(processes: Processes) -> None:
         torch.cuda.set_device(processes.device)
     backend = "cpu:gloo,cuda:nccl" if processes.device.type == "cuda" else "gloo"
     if processes.world_size == 1 and "RANK" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     else:
-        dist.init_process_group(backend, rank=processes.rank, world_size=processes.world_size)
+        dist.init_process_group(backend, timeout=timeout, rank=processes.rank, world_size=processes.world_size)
 
 
 @contextmanager
