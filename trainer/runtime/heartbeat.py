@@ -17,8 +17,12 @@ class Heartbeat(pl.Callback):
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tables are sharded; a checkpoint is to be read."""
+        self._watchdog.beat("sharding")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The model is there and a checkpoint read."""
+        """All is there that the first step needs."""
         self._watchdog.beat(f"step {trainer.global_step}")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
