@@ -17,9 +17,11 @@ from trainer.runtime.watchdog import Watchdog
 
 
 def bare(folder: str, rank: int, seconds: float) -> None:
-    """Ranks 0 and 1 wait for a reader; rank 2 stops. They beat for two seconds and a half."""
+    """Ranks 0 and 1 wait for a reader; rank 2 stops. They beat for longer than they may pause, once all are there."""
+    print("ready", flush=True)
+    sys.stdin.readline()
     with Watchdog(folder, rank, 3, seconds) as watchdog:
-        for beat in range(5):
+        for beat in range(8):
             time.sleep(0.5)
             watchdog.beat(f"step {beat}")
         if rank == 2:

@@ -69,19 +69,23 @@ def test_three_processes_of_which_one_is_stopped(tmp_path: Path) -> None:
     os.utime(stalls / "20200101-000000-rank-2.txt", (time.time() - 60,) * 2)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.stalling", "bare", str(stalls), str(rank), "2"],
-            env=environment(), stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "tests.stalling", "bare", str(stalls), str(rank), "3"],
+            env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(3)
     ]  # fmt: skip
     try:
+        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
         told = [process.communicate(timeout=60)[1] for process in processes[:2]]
         assert [process.returncode for process in processes[:2]] == [STALLED, STALLED]
         assert processes[2].poll() is None
     finally:
         processes[2].kill()
         processes[2].wait()
-    assert "ranks 0, 1 after step 4: __next__ (trainer/data/prefetch.py:" in told[0]
+    assert "ranks 0, 1 after step 7: __next__ (trainer/data/prefetch.py:" in told[0]
     assert "rank 2 gives no sign" in told[0]
     assert told[1] == ""
     files = sorted(path.name.partition("-rank-")[2] for path in stalls.iterdir())
