@@ -105,6 +105,7 @@ def test_a_missing_value_is_named_with_its_remedy() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [("run.epochs=0", "run.epochs=0: expected a number above 0"),
+     ("run.stall_seconds=0", "run.stall_seconds=0.0: expected a number above 0"),
      ("model.id_dropout=1.5", r"model.id_dropout=1.5: expected a share in \[0, 1\)"),
      ("run.validate_every=11", "run.validate_every=11.0: expected at most run.epochs=10"),
      ("model.loss.temperature=0", "model.loss.temperature=0"),

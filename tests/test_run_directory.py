@@ -49,6 +49,7 @@ def test_another_configuration_is_refused_with_what_differs(run_dir: Path) -> No
 
 def test_before_the_first_checkpoint_nothing_is_bound(tmp_path: Path) -> None:
     run_directory.claim(config(tmp_path / "run"), SCHEMA, ORDER)
+    (tmp_path / "run" / run_directory.STALLS).mkdir()  # it may have stalled before
     other = config(tmp_path / "run", id_dropout=0.5)
     run_directory.claim(other, replace(SCHEMA, num_items=7), ORDER)
     assert run_directory.read_config(tmp_path / "run") == other

@@ -42,6 +42,7 @@ def check_train_config(config: TrainConfig) -> None:
         "run.patience": config.run.patience,
         "run.log_every": config.run.log_every,
         "run.keep_checkpoints": config.run.keep_checkpoints,
+        "run.stall_seconds": config.run.stall_seconds,
     }.items():
         require_positive(name, value)
     for name, value in {

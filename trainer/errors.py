@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +25,22 @@ class Preempted(Exception):
     """The run was asked to end before its end; what it had trained is saved, and the same command goes on."""
 
 
+class ContactLost(Exception):
+    """Another rank answers no more."""
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, or `ranks 0, 2, 5-7` for several in ascending order."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    told = [f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"rank{'s' if len(ranks) > 1 else ''} " + ", ".join(told)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what a user is to know into one message on stderr (one a machine under torchrun) and an exit code.
@@ -40,6 +56,11 @@ def user_errors() -> Iterator[None]:
         if os.environ.get("RANK", "0") == "0":
             print(f"preempted: {preempted}", file=sys.stderr, flush=True)
         sys.exit(os.EX_TEMPFAIL)
+    except ContactLost as lost:
+        print(f"error: rank {os.environ.get('RANK', 0)} has lost another, which has ended or whose machine is gone "
+              f"({lost}). Remedy: see what that one says; the same command goes on from the newest checkpoint.",
+              file=sys.stderr, flush=True)  # fmt: skip
+        sys.exit(1)
     except UserError as error:
         end_with(str(error))
     except ModuleNotFoundError as error:

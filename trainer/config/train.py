@@ -201,6 +201,9 @@ class RunConfig:
     set_aside_damaged: bool = False
     """Whether a newest checkpoint that is no longer as it was written is renamed to step-N.damaged, and the run goes on
     from the one before; otherwise it is refused."""
+    stall_seconds: float = 600.0
+    """Seconds without progress on any rank after which the job is ended, with every rank's stacks in RUN/stalls: longer
+    than any pause of a sound run, such as starting, its first batch, embedding the catalogue, or a checkpoint."""
 
 
 @dataclass

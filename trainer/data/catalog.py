@@ -67,6 +67,11 @@ class Catalog:
     def __len__(self) -> int:
         return self._table.num_rows
 
+    def checksums(self) -> dict[str, str]:
+        """CRC-32 of each column as `prepare` has noted it; another engine may have noted none."""
+        stated = {field.name: (field.metadata or {}).get(CHECKSUM) for field in self._table.schema}
+        return {name: crc.decode() for name, crc in stated.items() if crc is not None}
+
     def raw_ids(self, rows: np.ndarray) -> pa.Array:
         """The user's own item ids (int64 or string) of catalogue rows."""
         ids = self._column(RAW_ITEM_ID).take(pa.array(rows))

@@ -1,9 +1,10 @@
 """A training run, from prepared data to its best checkpoint."""
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -21,10 +22,11 @@ from trainer.data.schema import TARGETS, Schema, read_schema
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower, make_model
-from trainer.runtime import checkpoint, run_directory
+from trainer.runtime import agreement, checkpoint, run_directory
 from trainer.runtime.callbacks import StepProgressBar, StopEarly, Throughput
 from trainer.runtime.checkpoint_writer import CheckpointWriter
 from trainer.runtime.gather import gather_objects
+from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.module import RetrievalModule
 from trainer.runtime.processes import Processes, find_processes, joined
 from trainer.runtime.quiet import quieten_libraries
@@ -33,6 +35,7 @@ from trainer.runtime.saving import Saving
 from trainer.runtime.sharding import check_table_names, shard, sharded_rows
 from trainer.runtime.signals import Signals
 from trainer.runtime.strategy import ShardedStrategy
+from trainer.runtime.watchdog import Watchdog
 
 
 def fit(config: TrainConfig) -> dict[str, float]:
@@ -43,12 +46,14 @@ def fit(config: TrainConfig) -> dict[str, float]:
 
     Raises:
         UserError: before the process group exists, whatever is wrong with data, model or run directory; after that, if
-            the planner finds no place for the tables, or ranks see different checkpoints.
+            ranks differ in their configuration, data or checkpoints, the newest checkpoint is damaged, the planner
+            finds no place for the tables, or training meets what is to end it.
+        Preempted: a signal asked the run to end.
     """
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)
     batch_size_per_rank = check_batch_size(config.data, processes.world_size)
-    module, validation = _build(config, processes)
+    module, validation, alike = _build(config, processes)
 
     def shard_model(model: TwoTower) -> DistributedModelParallel:
         sharded = shard(model, config.sharding, config.optimizer, batch_size_per_rank, config.run.seed, processes)
@@ -60,47 +65,50 @@ def fit(config: TrainConfig) -> dict[str, float]:
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
         return sharded
 
-    with Signals() as signals, joined(processes), closing(module.reader):
-        resume_from = checkpoint_to_resume(config.run, processes)
+    run, stalls = config.run, Path(config.run.dir) / run_directory.STALLS
+    watchdog = Watchdog(stalls, processes.rank, processes.world_size, run.stall_seconds)
+    with Signals() as signals, watchdog, joined(processes, 2 * run.stall_seconds), closing(module.reader):
+        agreement.check_alike({"the newest checkpoint": checkpoint.newest(run.dir)} | alike)
+        resume_from = checkpoint_to_resume(run, processes)
         if processes.is_first and resume_from:
             print(f"goes on from {resume_from}")
-        writer = CheckpointWriter(config.run.save_in_background)
-        trainer = _trainer(config, processes, module, signals, writer, shard_model)
+        order, writer = module.reader.order, CheckpointWriter(run.save_in_background)
+        every, num_steps = order.steps(run.validate_every), steps_of_run(run, order)
+        callbacks = [
+            Heartbeat(watchdog),
+            Throughput(config.data.global_batch_size, run.log_every),
+            StepProgressBar(num_steps),
+            *([StopEarly(monitor=run.monitor, mode="max", patience=run.patience)] if run.monitor else []),
+            Saving(run, every, num_steps, writer, signals),
+        ]
+        trainer = _trainer(config, processes, ShardedStrategy(processes, shard_model, writer), callbacks, every)
         trainer.fit(module, val_dataloaders=validation, ckpt_path=resume_from, weights_only=False)
     return _report(config, trainer)
 
 
 def _trainer(
-    config: TrainConfig, processes: Processes, module: RetrievalModule, signals: Signals, writer: CheckpointWriter,
-    shard_model: Callable[[TwoTower], DistributedModelParallel],
-) -> pl.Trainer:  # fmt: skip
-    """Lightning's loop with our strategy and callbacks."""
-    run, order = config.run, module.reader.order
-    every, num_steps = order.steps(run.validate_every), steps_of_run(run, order)
-    csv = CSVLogger(run.dir, name="logs")
+    config: TrainConfig, processes: Processes, strategy: ShardedStrategy, callbacks: list[pl.Callback], every: int
+) -> pl.Trainer:
+    """Lightning's loop, which validates after every so many steps."""
+    csv = CSVLogger(config.run.dir, name="logs")
     return pl.Trainer(
         accelerator="gpu" if processes.device.type == "cuda" else "cpu",
         devices=processes.local_world_size,
         num_nodes=processes.num_nodes,
-        strategy=ShardedStrategy(processes, shard_model, writer),
+        strategy=strategy,
         max_epochs=-1,  # Saving ends the run
         gradient_clip_val=config.optimizer.dense_gradient_clip,
-        val_check_interval=every if run.monitor else None,
+        val_check_interval=every if config.run.monitor else None,
         check_val_every_n_epoch=None,  # counts steps over epochs: to Lightning the run is one long epoch
         num_sanity_val_steps=0,
-        log_every_n_steps=run.log_every,
-        logger=[csv, TensorBoardLogger(run.dir, name="logs", version=csv.version)],
-        callbacks=[
-            Throughput(config.data.global_batch_size, run.log_every),
-            StepProgressBar(num_steps),
-            *([StopEarly(monitor=run.monitor, mode="max", patience=run.patience)] if run.monitor else []),
-            Saving(run, every, num_steps, writer, signals),
-        ],
+        log_every_n_steps=config.run.log_every,
+        logger=[csv, TensorBoardLogger(config.run.dir, name="logs", version=csv.version)],
+        callbacks=callbacks,
         enable_model_summary=False,
     )
 
 
-def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader | None]:
+def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader | None, dict[str, Any]]:
     """Opens the data and makes the plain model; the first process claims the run directory."""
     data_dir, rank, world_size = config.data.dir, processes.rank, processes.world_size
     schema = read_schema(data_dir)
@@ -121,7 +129,8 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     if processes.is_first:
         run_directory.claim(config, schema, order)
     num_steps = steps_of_run(config.run, order)
-    return RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps), validation
+    module = RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps)
+    return module, validation, agreement.fields(config, schema, catalog, order)
 
 
 def _open_validation(

@@ -6,8 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import UserError
-
 # B candidates on this rank, N over all ranks
 
 
@@ -30,17 +28,6 @@ def gather_objects(local: Any) -> list[Any]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, local)
     return everyone
-
-
-def check_same_on_all_ranks(what: str, local: str) -> None:
-    """Refuses to go on where processes disagree, as they may on a shared file system that shows them different files.
-
-    Raises:
-        UserError: on every process.
-    """
-    everyone = gather_objects(local)
-    if len(set(everyone)) > 1:
-        raise UserError(what, everyone, "the same on every rank", "start again when all machines see the same files")
 
 
 class _Gather(torch.autograd.Function):

@@ -4,11 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from trainer.errors import UserError
+from trainer.errors import ContactLost, UserError
+
+_TIMEOUT = 1800
+"""Seconds that collectives wait for other ranks, which is gloo's own choice; NCCL's is 600."""
 
 
 @dataclass(frozen=True)
@@ -71,28 +75,45 @@ def find_processes(accelerator: str, threads: int | None) -> Processes:
     return Processes(rank, local_rank, world_size, local_world_size, device)
 
 
-def join(processes: Processes) -> None:
+def join(processes: Processes, seconds: float = 0.0) -> None:
     """Brings up the default process group, over gloo for CPU tensors and NCCL for CUDA ones.
 
     Where to meet comes from torchrun; a process started without it is alone and meets nobody.
+
+    Args:
+        processes: this process's place.
+        seconds: that collectives wait for other ranks at least.
     """
     if dist.is_initialized():
         return
+    timeout = timedelta(seconds=max(_TIMEOUT, seconds))
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
     backend = "cpu:gloo,cuda:nccl" if processes.device.type == "cuda" else "gloo"
     if processes.world_size == 1 and "RANK" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
     else:
-        dist.init_process_group(backend, rank=processes.rank, world_size=processes.world_size)
+        dist.init_process_group(backend, timeout=timeout, rank=processes.rank, world_size=processes.world_size)
 
 
 @contextmanager
-def joined(processes: Processes) -> Iterator[None]:
-    """The process group for the duration of a block."""
-    join(processes)
+def joined(processes: Processes, seconds: float = 0.0) -> Iterator[None]:
+    """The process group for the duration of a block.
+
+    Args:
+        processes: this process's place.
+        seconds: that collectives wait for other ranks at least.
+
+    Raises:
+        ContactLost: another rank has ended or its machine is gone.
+    """
+    join(processes, seconds)
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # which raises nothing of its own
+            raise
+        raise ContactLost(str(error).splitlines()[0]) from None
     finally:
         if dist.is_initialized():  # Lightning may have left it
             dist.destroy_process_group()

@@ -5,6 +5,7 @@ RUN/schema.json      features of the data it was trained on
 RUN/order.json       digest of that data's row groups, which decide what rows a step takes
 RUN/sharding.json    which rank holds how many rows of which table
 RUN/checkpoints/     see checkpoint.py
+RUN/stalls/          see watchdog.py
 RUN/logs/            TensorBoard and CSV
 """
 
@@ -20,8 +21,9 @@ from trainer.errors import UserError
 from trainer.runtime import checkpoint
 
 CONFIG, SCHEMA, ORDER, SHARDING = "config.yaml", "schema.json", "order.json", "sharding.json"
+STALLS = "stalls"
 
-_OURS = (CONFIG, SCHEMA, ORDER, SHARDING, "logs", "checkpoints", "non_finite", "stalls")
+_OURS = (CONFIG, SCHEMA, ORDER, SHARDING, "logs", "checkpoints", "non_finite", STALLS)
 
 # Fields that may differ between the first command and one that resumes the run.
 _FREE = ("run.", "sharding.", "data.dir", "data.memory_gb")
@@ -52,7 +54,7 @@ def claim(config: TrainConfig, schema: Schema, order: TrainingOrder) -> None:
             "data.dir", config.data.dir, "the training rows of the run so far, in the same row groups: a step would "
             "mean other rows", "take back the files as they were, or train on these in a run.dir of its own",
         )  # fmt: skip
-    before, now = _flat(asdict(read_config(folder))), _flat(asdict(config))
+    before, now = flat(asdict(read_config(folder))), flat(asdict(config))
     bound = _BOUND if config.optimizer.schedule == "constant" else (*_BOUND, *_BOUND_BY_SCHEDULE)
     changed = [
         f"{name}={before.get(name)} (now {now.get(name)})"
@@ -130,7 +132,7 @@ def _refuse_other_schema(field: str, value: object, before: Schema, now: Schema)
         f"feature {name} is {'gone' if name in old['features'] else 'new'}"
         for name in sorted(old["features"].keys() ^ new["features"].keys())
     ]
-    flat_old, flat_new = _flat(old), _flat(new)
+    flat_old, flat_new = flat(old), flat(new)
     changed += [
         f"{name} was {flat_old[name]}, is {flat_new[name]}"
         for name in sorted(flat_old.keys() & flat_new.keys())
@@ -151,8 +153,9 @@ def _by_name(schema: Schema) -> dict[str, Any]:
     }
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries by their path, as `model.embedding_dim`."""
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
