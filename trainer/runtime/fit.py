@@ -22,11 +22,13 @@ from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower, make_model
 from trainer.runtime import checkpoint, run_directory
 from trainer.runtime.callbacks import EndOnSigterm, KeepBestAndLast, StepProgressBar, StopEarly, Throughput
+from trainer.runtime.differences import Trained
 from trainer.runtime.gather import check_same_on_all_ranks, gather_objects
 from trainer.runtime.module import RetrievalModule
 from trainer.runtime.processes import Processes, find_processes
 from trainer.runtime.quiet import quieten_libraries
 from trainer.runtime.sharding import check_table_names, shard, sharded_rows
+from trainer.runtime.start import Start, open_start
 from trainer.runtime.strategy import ShardedStrategy
 
 
@@ -43,15 +45,18 @@ def fit(config: TrainConfig) -> dict[str, float]:
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)
     batch_size_per_rank = check_batch_size(config.data, processes.world_size)
-    module, validation = _build(config, processes)
+    module, validation, start = _build(config, processes)
     order, resume_from = module.reader.order, checkpoint.newest(config.run.dir)
 
     def shard_model(model: TwoTower) -> DistributedModelParallel:
         sharded = shard(model, config.sharding, config.optimizer, batch_size_per_rank, config.run.seed, processes)
         check_same_on_all_ranks("the newest checkpoint", str(resume_from))
+        told = start.load(sharded, module.loss) if start else None
         rows = gather_objects(sharded_rows(sharded))
         if processes.is_first:
             run_directory.record_sharding(config.run.dir, rows)
+            if told:
+                print(told)
             print(f"reader: row groups of {module.reader.memory / 1e6:,.0f} MB at most on a rank")
             for table, (_, total) in rows[0].items():
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
@@ -80,6 +85,7 @@ def fit(config: TrainConfig) -> dict[str, float]:
             *stop,
             keeper,
             EndOnSigterm(),
+            *([start] if start else []),
         ],
         enable_model_summary=False,
     )
@@ -89,8 +95,8 @@ def fit(config: TrainConfig) -> dict[str, float]:
     return _report(config, trainer)
 
 
-def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader | None]:
-    """Opens the data and makes the plain model; the first process claims the run directory."""
+def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader | None, Start | None]:
+    """Opens the data, makes the plain model and says what it starts from; the first process claims the directory."""
     data_dir, rank, world_size = config.data.dir, processes.rank, processes.world_size
     schema = read_schema(data_dir)
     features = schema.select(config.model.query.features, config.model.candidate.features)
@@ -107,10 +113,13 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     pl.seed_everything(config.run.seed, verbose=False)
     model = make_model(schema, features, config)
     check_table_names(config.sharding, model)
+    resumes = checkpoint.newest(config.run.dir) is not None  # then nothing is left to start from
+    start = None if resumes else open_start(Trained(config, schema, features, model), catalog)
     if processes.is_first:
         run_directory.claim(config, schema, order)
     num_steps = steps_of_run(config.run, order)
-    return RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps), validation
+    module = RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps)
+    return module, validation, start
 
 
 def _open_validation(

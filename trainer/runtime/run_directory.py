@@ -52,7 +52,7 @@ def claim(config: TrainConfig, schema: Schema, order: TrainingOrder) -> None:
             "data.dir", config.data.dir, "the training rows of the run so far, in the same row groups: a step would "
             "mean other rows", "take back the files as they were, or train on these in a run.dir of its own",
         )  # fmt: skip
-    before, now = _flat(asdict(read_config(folder))), _flat(asdict(config))
+    before, now = flat(asdict(read_config(folder))), flat(asdict(config))
     bound = _BOUND if config.optimizer.schedule == "constant" else (*_BOUND, *_BOUND_BY_SCHEDULE)
     changed = [
         f"{name}={before.get(name)} (now {now.get(name)})"
@@ -130,7 +130,7 @@ def _refuse_other_schema(field: str, value: object, before: Schema, now: Schema)
         f"feature {name} is {'gone' if name in old['features'] else 'new'}"
         for name in sorted(old["features"].keys() ^ new["features"].keys())
     ]
-    flat_old, flat_new = _flat(old), _flat(new)
+    flat_old, flat_new = flat(old), flat(new)
     changed += [
         f"{name} was {flat_old[name]}, is {flat_new[name]}"
         for name in sorted(flat_old.keys() & flat_new.keys())
@@ -151,8 +151,9 @@ def _by_name(schema: Schema) -> dict[str, Any]:
     }
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested dicts by the path of their keys, joined by dots."""
+    result: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
