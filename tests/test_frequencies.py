@@ -131,3 +131,65 @@ def test_mixture_by_hand() -> None:
     found = mixture_log_q(torch.tensor([0.5, 0.0]).log(), 6, 2, 4)
     assert found.exp().tolist() == pytest.approx([3.5 / 8, 0.5 / 8])
     assert mixture_log_q(torch.tensor([0.5]).log(), 6, 0, 4).exp().tolist() == pytest.approx([0.5])
+
+
+def two_stretches(buckets: int, catalogue: torch.Tensor | None, items: int) -> tuple[Tensor, Tensor]:
+    """Log q of 90 items after 50 steps and 30 more: of one estimate, and of one that goes on from another's."""
+    share, batch = zipf(90), torch.ones(BATCH)
+    whole = StreamingFrequencies(90, buckets, 4, 0.1)
+    first, second = StreamingFrequencies(90, buckets, 4, 0.1), StreamingFrequencies(items, buckets, 4, 0.1)
+    place = torch.arange(90) if catalogue is None else catalogue
+    for step, rows in enumerate(batches(share, 80, seed=3)):
+        whole.update(rows, batch, step)
+        if step < 50:
+            first.update(rows, batch, step)
+        elif step == 50:
+            second.go_on_from(first, 50, catalogue)
+        if step >= 50:
+            second.update(place[rows], batch, step - 50)
+    return whole.log_q(torch.arange(90)), second.log_q(place)
+
+
+@pytest.mark.parametrize("buckets", [1000, 40])
+def test_an_estimate_goes_on_in_another_run(buckets: int) -> None:
+    whole, continued = two_stretches(buckets, None, 90)
+    assert torch.equal(whole, continued)
+
+
+@pytest.mark.parametrize(("buckets", "rows"), [(1000, torch.arange(90)), (1000, torch.randperm(200)[:90]),
+                                              (40, torch.arange(90))])  # fmt: skip
+def test_an_estimate_goes_on_over_a_grown_catalogue(buckets: int, rows: Tensor) -> None:
+    """Where every item has its own bucket, or the rows are the same."""
+    whole, continued = two_stretches(buckets, rows, 200)
+    assert torch.equal(whole, continued)
+
+
+def test_items_bring_their_share_into_buckets_of_another_kind() -> None:
+    whole, continued = two_stretches(150, 200 - 1 - torch.arange(90), 200)  # own buckets, then 150 shared by 200
+    frequent = whole > whole.median()
+    assert (whole - continued)[frequent].abs().median() < 0.05
+
+
+def test_a_second_start_counts_from_its_own_steps() -> None:
+    """By formula: gaps 3, then 5 over the seam, then 4 over the next."""
+    runs = [StreamingFrequencies(2, 2, 1, 0.01) for _ in range(3)]
+    one = torch.tensor([1]), torch.ones(1)
+    runs[0].update(*one, step=2)  # the first gap is counted from before step 0
+    runs[1].go_on_from(runs[0], 5, None)
+    assert runs[1].last_step.tolist() == [-6, -3]
+    runs[1].update(*one, step=2)
+    assert runs[1].mean_gap[1] == (3 + 5) / 2
+    runs[2].go_on_from(runs[1], 4, None)
+    assert runs[2].last_step.tolist() == [-10, -2]
+    runs[2].update(*one, step=2)
+    assert runs[2].mean_gap[1].item() == pytest.approx((3 + 5 + 4) / 3)
+
+
+def test_new_items_count_from_the_new_run_and_gone_ones_are_forgotten() -> None:
+    before, now = StreamingFrequencies(3, 3, 1, 0.01), StreamingFrequencies(3, 3, 1, 0.01)
+    before.update(torch.tensor([0, 1, 2]), torch.tensor([1.0, 2.0, 3.0]), step=0)
+    now.go_on_from(before, 1, torch.tensor([2, -1, 0]))
+    assert now.last_step.tolist() == [-1, -1, -1]
+    assert now.appearances.tolist() == [1, 0, 1]
+    assert now.mean_count.tolist() == [3, 0, 1]
+    assert now.log_q(torch.arange(3)).tolist() == pytest.approx([math.log(3 / 6), -math.inf, math.log(1 / 6)])

@@ -2,7 +2,15 @@
 
 import re
 
-from trainer.config import EvaluateConfig, ExportConfig, LossConfig, ModelConfig, TrainConfig, TrainDataConfig
+from trainer.config import (
+    EvaluateConfig,
+    ExportConfig,
+    LossConfig,
+    ModelConfig,
+    StartConfig,
+    TrainConfig,
+    TrainDataConfig,
+)
 from trainer.errors import UserError
 
 
@@ -62,6 +70,7 @@ def check_train_config(config: TrainConfig) -> None:
     _check_model(config.model)
     _check_history(config)
     _check_loss(config.model.loss)
+    _check_start(config.start)
     check_threads(config.run.threads)
     if config.run.validate_every > config.run.epochs:
         expected = f"at most run.epochs={config.run.epochs}: with each a checkpoint is saved"
@@ -152,6 +161,15 @@ def _check_loss(config: LossConfig) -> None:
     if config.streaming_rate > 1:
         raise UserError("model.loss.streaming_rate", config.streaming_rate, "a rate in (0, 1]",
                         "set model.loss.streaming_rate=0.01")  # fmt: skip
+
+
+def _check_start(config: StartConfig) -> None:
+    require_one_of("start.state", config.state, ("all", "weights"))
+    for change in config.changes:
+        require_one_of("start.changes", change, ("vocabulary", "features", "optimizer", "settings"))
+    if config.checkpoint is None and (config.changes or config.state != "all"):
+        raise UserError("start.checkpoint", None, "the checkpoint that start.changes and start.state speak of",
+                        "set start.checkpoint=RUN/checkpoints/step-N, or leave them out")  # fmt: skip
 
 
 def check_negatives(config: LossConfig, num_items: int) -> None:

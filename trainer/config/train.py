@@ -207,6 +207,27 @@ class RunConfig:
 
 
 @dataclass
+class StartConfig:
+    """What the run begins with: initial values, or what another run has learned, of a model that may differ.
+
+    Steps, order, epochs and schedule are the run's own. Resumed, it goes on from its own newest checkpoint, and the
+    other run may be gone by then.
+    """
+
+    checkpoint: str | None = None
+    """Folder RUN/checkpoints/step-N of the other run; null for initial values."""
+    state: str = "all"
+    """all: also the optimizers' state and the streaming estimate of the loss; weights: parameters alone."""
+    changes: list[str] = field(default_factory=list)
+    """In what the model may differ from the other run's; whatever else differs is refused. vocabulary: tables have
+    grown, on data prepared with data.extends; their rows are kept, and new ones get their usual initial values.
+    features: some are added or removed, and tables with them; the layers' weights for new ones begin at zero, so that
+    the first scores are those without them. optimizer: optimizer.embedding, whose state begins anew. settings: all
+    else in model and optimizer that decides no parameter's shape, such as rates, dropout and the loss, and data.layout
+    and data.global_batch_size. What state=weights does not take over (optimizer, loss) may differ anyway."""
+
+
+@dataclass
 class TrainConfig:
     """configs/train.yaml."""
 
@@ -214,4 +235,5 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainer.data.catalog_file import CHECKSUM, checksum
 from trainer.data.contract import Column, catalog_columns, check_alike, is_list
@@ -76,6 +77,11 @@ class Catalog:
         """The user's own item ids (int64 or string) of catalogue rows."""
         ids = self._column(RAW_ITEM_ID).take(pa.array(rows))
         return ids.cast(pa.string()) if pa.types.is_large_string(ids.type) else ids
+
+    def rows_of(self, other: "Catalog") -> np.ndarray:
+        """int64 [items of other]: the row here of each item of another catalogue, -1 for one that is not here."""
+        here, there = self._column(RAW_ITEM_ID), other._column(RAW_ITEM_ID)
+        return pc.index_in(there.cast(here.type), here).fill_null(-1).to_numpy().astype(np.int64)
 
     def train_counts(self) -> np.ndarray:
         """int64 [items]: training events of each item."""

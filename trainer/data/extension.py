@@ -75,10 +75,10 @@ class Extended:
             raise UserError("data.extends", path, expected, "prepare that folder anew")
         return rows
 
-    def keep_statistics(self, feature: Feature) -> Feature:
-        """The feature, standardised as it was."""
-        before = self.features.get(feature.name, feature)
-        return replace(feature, mean=before.mean, std=before.std)
+    def continued(self, feature: Feature) -> Feature:
+        """The feature, standardised as it was, its vocabulary as old as it was."""
+        before = self.features.get(feature.name, replace(feature, since=len(self.fingerprints)))
+        return replace(feature, mean=before.mean, std=before.std, since=before.since)
 
     def check_declarations(self, features: dict[str, FeatureConfig]) -> None:
         """Raises a UserError for a feature that is declared other than it was, before any data is read."""

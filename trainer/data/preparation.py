@@ -166,7 +166,7 @@ def _run(
     histories = Histories.build(connection, engine)
     features, num_sequences = _write_rows(config, connection, folder, encoders, histories, stages)
     schema = Schema(
-        features=tuple(extended.keep_statistics(feature) for feature in features),
+        features=tuple(extended.continued(feature) for feature in features),
         num_items=num_items,
         num_events=num_events,
         num_sequences=num_sequences,

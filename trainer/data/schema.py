@@ -90,6 +90,9 @@ class Feature:
     """Mean of a numeric over the training rows (after log1p); subtracted."""
     std: float = 1.0
     """Standard deviation likewise; divided by."""
+    since: int = 0
+    """Which of the folders in the schema's `extends`, from 0, was the first of those that had it without a gap until
+    now; their number where the last had not. An older one may have had a feature of this name, with other rows."""
 
     @property
     def is_sparse(self) -> bool:

@@ -49,7 +49,7 @@ class StreamingFrequencies(nn.Module):
 
     def __init__(self, num_items: int, num_buckets: int, num_arrays: int, learning_rate: float) -> None:
         super().__init__()
-        self._exact = num_buckets >= num_items
+        self._num_items, self._exact = num_items, num_buckets >= num_items
         self._num_buckets = num_items if self._exact else num_buckets
         self._num_arrays = 1 if self._exact else num_arrays
         self._learning_rate = learning_rate
@@ -99,6 +99,51 @@ class StreamingFrequencies(nn.Module):
         bucket_AN = self._buckets(item_row_N)
         share_AN = self.mean_count[bucket_AN] / (self.mean_gap[bucket_AN] * self.mean_draws)
         return share_AN.amin(0).log()
+
+    @torch.no_grad()
+    def go_on_from(self, before: "StreamingFrequencies", steps: int, row_of_item: Tensor | None) -> None:
+        """Takes up another run's estimate, as if this run's step 0 were the step after that run's last.
+
+        Steps of appearances move to before step 0, so that the next gap spans both runs. Over another catalogue each
+        item brings along the bucket that says least, which collisions spoiled least; of those that come to share a
+        bucket the most frequent fills it. An item that is new is reckoned from step 0 on.
+
+        Args:
+            before: that estimate.
+            steps: that run has taken.
+            row_of_item: int64 [items of before], the row that each has here, -1 where it has none; None where the
+                catalogue is the same.
+        """
+        same_row_of_item = torch.arange(before._num_items)
+        row_of_item = same_row_of_item if row_of_item is None else row_of_item
+        if torch.equal(row_of_item, same_row_of_item) and before._hash == self._hash:
+            filled = source = torch.arange(len(self.last_step))
+        else:
+            filled, source = self._places_of(before, row_of_item)
+        self.last_step[filled] = before.last_step[source] - steps
+        for name in ("appearances", "mean_gap", "mean_count"):
+            getattr(self, name)[filled] = getattr(before, name)[source]
+        self.steps.copy_(before.steps)
+        self.mean_draws.copy_(before.mean_draws)
+
+    def _places_of(self, before: "StreamingFrequencies", row_of_item: Tensor) -> tuple[Tensor, Tensor]:
+        """Buckets that are filled, and for each the bucket of before that fills it."""
+        kept = (row_of_item >= 0).nonzero().flatten()
+        bucket_AN = before._buckets(kept)
+        share_AN = before.mean_count[bucket_AN] / before.mean_gap[bucket_AN]
+        share_N, array_N = share_AN.min(0)
+        best_N = bucket_AN.gather(0, array_N[None])[0].take(order := share_N.argsort(stable=True))
+        target_AN = self._buckets(row_of_item[kept][order])
+        place_AN = torch.arange(len(kept)).expand_as(target_AN)
+        last = torch.full_like(self.last_step, -1, dtype=torch.int64)
+        last.scatter_reduce_(0, target_AN.flatten(), place_AN.flatten(), "amax")
+        filled = (last >= 0).nonzero().flatten()
+        return filled, best_N[last[filled]]
+
+    @property
+    def _hash(self) -> tuple[bool, int, int]:
+        """What decides an item's buckets, but for its row."""
+        return self._exact, self._num_buckets, self._num_arrays
 
     def _buckets(self, item_row_N: Tensor) -> Tensor:
         """Place of each item in each array: int64 [A, N]."""

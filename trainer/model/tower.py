@@ -47,6 +47,9 @@ class Tower(nn.Module):
         embedding_dim: D.
         normalize: whether the result has length 1.
 
+    Attributes:
+        widths: of each feature, by name, in the order of the concatenation.
+
     Raises:
         UserError: the tower has no features; inputs of a sum, or without a layer that follows, whose width is not D; or
             residual layers of different widths.
@@ -59,6 +62,7 @@ class Tower(nn.Module):
         super().__init__()
         dense = [feature for feature in features if not feature.is_sparse]
         self.sparse_names = [feature.name for feature in features if feature.is_sparse]
+        self.widths = {name: dims[name] for name in self.sparse_names} | {f.name: f.dim for f in dense}
         self.normalize = normalize
         if not features:
             raise UserError(
@@ -67,7 +71,7 @@ class Tower(nn.Module):
         self.standardize = Standardize(dense)
         self.dense_term: nn.Linear | None = None
         num_dense = sum(feature.dim for feature in dense)
-        width = sum(dims[name] for name in self.sparse_names) + num_dense
+        width = sum(self.widths.values())
         self.is_sum = config.combine == "sum"
         if self.is_sum:
             _check_sum(side, {name: dims[name] for name in self.sparse_names}, embedding_dim)

@@ -102,6 +102,11 @@ def make_model(schema: Schema, features: Sequence[Feature], config: TrainConfig)
     return TwoTower(features, config.model, max_events, schema.timestamps)
 
 
+def dense_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """All that is no table, by name, of a TwoTower or of what shards one."""
+    return {name: parameter for name, parameter in model.named_parameters() if "embeddings." not in name}
+
+
 def _encoder(
     features: Sequence[Feature], config: ModelConfig, max_events: int, has_times: bool
 ) -> tuple[str | None, nn.Module | None]:

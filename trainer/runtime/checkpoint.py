@@ -46,12 +46,20 @@ def load(model: DistributedModelParallel, path: str | Path) -> None:
     try:
         dcp.load(state, checkpoint_id=path)
     except dcp.CheckpointException as error:
-        reasons = "; ".join(sorted({str(failure[0]).splitlines()[0] for failure in error.failures.values()}))
         raise UserError(
-            "run.dir", path, f"a checkpoint of this very model ({reasons})", "give every configuration its own run.dir"
+            "run.dir",
+            path,
+            f"a checkpoint of this very model ({reasons(error)})",
+            "give every configuration its own run.dir",
         ) from None
     model.load_state_dict(state["model"])
     model.fused_optimizer.load_state_dict(state["fused_optimizer"])
+
+
+def reasons(error: dcp.CheckpointException) -> str:
+    """What went wrong on all ranks, on one line."""
+    failures = [failure[0] for failure in error.failures.values()]
+    return "; ".join(sorted({(str(failure) or type(failure).__name__).splitlines()[0] for failure in failures}))
 
 
 def load_rest(path: str | Path) -> dict[str, Any]:

@@ -99,9 +99,9 @@ class CheckpointWriter:
             self._first(lambda: _finish(partial, path, everything))
             self._first(then)
         except dcp.CheckpointException as error:
-            self.failure = "; ".join(sorted({str(failure[0]).splitlines()[0] for failure in error.failures.values()}))
+            self.failure = checkpoint.reasons(error)
         except Exception as error:  # whatever it is, the thread that trains has to learn of it
-            self.failure = str(error).splitlines()[0] or repr(error)
+            self.failure = (str(error) or repr(error)).splitlines()[0]
         if self.failure and dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)  # its room may be what the next one lacks
         self.seconds = time.perf_counter() - start

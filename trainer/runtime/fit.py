@@ -25,6 +25,7 @@ from trainer.model.two_tower import TwoTower, make_model
 from trainer.runtime import agreement, checkpoint, run_directory
 from trainer.runtime.callbacks import StepProgressBar, StopEarly, Throughput
 from trainer.runtime.checkpoint_writer import CheckpointWriter
+from trainer.runtime.differences import Trained
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.module import RetrievalModule
@@ -34,6 +35,7 @@ from trainer.runtime.resume import checkpoint_to_resume
 from trainer.runtime.saving import Saving
 from trainer.runtime.sharding import check_table_names, shard, sharded_rows
 from trainer.runtime.signals import Signals
+from trainer.runtime.start import Start, open_start
 from trainer.runtime.strategy import ShardedStrategy
 from trainer.runtime.watchdog import Watchdog
 
@@ -53,13 +55,16 @@ def fit(config: TrainConfig) -> dict[str, float]:
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)
     batch_size_per_rank = check_batch_size(config.data, processes.world_size)
-    module, validation, alike = _build(config, processes)
+    module, validation, start, alike = _build(config, processes)
 
     def shard_model(model: TwoTower) -> DistributedModelParallel:
         sharded = shard(model, config.sharding, config.optimizer, batch_size_per_rank, config.run.seed, processes)
+        told = start.load(sharded, module.loss) if start else None
         rows = gather_objects(sharded_rows(sharded))
         if processes.is_first:
             run_directory.record_sharding(config.run.dir, rows)
+            if told:
+                print(told)
             print(f"reader: row groups of {module.reader.memory / 1e6:,.0f} MB at most on a rank")
             for table, (_, total) in rows[0].items():
                 print(f"table {table}: {total:,} rows, at most {max(held[table][0] for held in rows):,} on a rank")
@@ -79,6 +84,7 @@ def fit(config: TrainConfig) -> dict[str, float]:
             Throughput(config.data.global_batch_size, run.log_every),
             StepProgressBar(num_steps),
             *([StopEarly(monitor=run.monitor, mode="max", patience=run.patience)] if run.monitor else []),
+            *([start] if start else []),
             Saving(run, every, num_steps, writer, signals),
         ]
         trainer = _trainer(config, processes, ShardedStrategy(processes, shard_model, writer), callbacks, every)
@@ -108,8 +114,10 @@ def _trainer(
     )
 
 
-def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, HeldOutReader | None, dict[str, Any]]:
-    """Opens the data and makes the plain model; the first process claims the run directory."""
+def _build(
+    config: TrainConfig, processes: Processes
+) -> tuple[RetrievalModule, HeldOutReader | None, Start | None, dict[str, Any]]:
+    """Opens the data, makes the plain model and says what it starts from; the first process claims the directory."""
     data_dir, rank, world_size = config.data.dir, processes.rank, processes.world_size
     schema = read_schema(data_dir)
     features = schema.select(config.model.query.features, config.model.candidate.features)
@@ -126,11 +134,13 @@ def _build(config: TrainConfig, processes: Processes) -> tuple[RetrievalModule, 
     pl.seed_everything(config.run.seed, verbose=False)
     model = make_model(schema, features, config)
     check_table_names(config.sharding, model)
+    resumes = checkpoint.newest(config.run.dir) is not None  # then nothing is left to start from
+    start = None if resumes else open_start(Trained(config, schema, features, model), catalog)
     if processes.is_first:
         run_directory.claim(config, schema, order)
     num_steps = steps_of_run(config.run, order)
     module = RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps)
-    return module, validation, agreement.fields(config, schema, catalog, order)
+    return module, validation, start, agreement.fields(config, schema, catalog, order)
 
 
 def _open_validation(

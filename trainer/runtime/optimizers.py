@@ -8,6 +8,7 @@ from torch import nn
 from torchrec.distributed import DistributedModelParallel
 
 from trainer.config import OptimizerConfig
+from trainer.model.two_tower import dense_parameters
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> Callable[[int], float]:
@@ -26,16 +27,25 @@ def dense_optimizer(
     model: nn.Module, config: OptimizerConfig, num_steps: int
 ) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR] | None:
     """AdamW for all that is no table, with its warm-up and schedule; None for a model of tables alone."""
-    dense = [parameter for name, parameter in model.named_parameters() if "embeddings." not in name]
+    dense, (decayed, others) = dense_parameters(model), groups_of_names(model)
     if not dense:
         return None
-    decayed, others = [p for p in dense if p.dim() > 1], [p for p in dense if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": config.dense_weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], config.dense_learning_rate)
+    groups = [
+        {"params": [dense[name] for name in names], "weight_decay": decay}
+        for names, decay in ((decayed, config.dense_weight_decay), (others, 0.0))
+        if names
+    ]
+    optimizer = torch.optim.AdamW(groups, config.dense_learning_rate)
     factor, warmup = schedule(config, num_steps), max(1, config.warmup_steps)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / warmup) * factor(step)
     )
+
+
+def groups_of_names(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the dense parameters that decay, and of the others; in this order an optimizer's state numbers them."""
+    dense = dense_parameters(model)
+    return [name for name, p in dense.items() if p.dim() > 1], [name for name, p in dense.items() if p.dim() <= 1]
 
 
 def set_table_learning_rate(model: DistributedModelParallel, learning_rate: float) -> None:

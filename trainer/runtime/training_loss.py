@@ -35,11 +35,7 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self._config, self._num_items, self._rank = config, num_items, processes.rank
         self._workspace = Workspace(LOGITS_ON_A_GPU) if processes.device.type == "cuda" else Workspace()
-        self.frequencies = (
-            StreamingFrequencies(num_items, config.streaming_buckets, HASHES, config.streaming_rate)
-            if config.log_q == "streaming"
-            else None
-        )
+        self.frequencies = streaming_frequencies(config, num_items) if config.log_q == "streaming" else None
 
     def forward(self, query_QD: Tensor, item_UD: Tensor, batch: RetrievalBatch, sizes: Sizes) -> Tensor:
         """Weighted sum whose mean over ranks is the mean over all positives.
@@ -96,6 +92,11 @@ class TrainingLoss(nn.Module):
             told_G2 = gather_ragged(torch.stack([user_P, positive_row_P], dim=1), sizes.positives)
             known = with_other_rows_of_the_user(*known, batch.user, told_G2[:, 0].contiguous(), told_G2[:, 1])
         return excluded_columns(*known, blocks, batch.query_row, batch.known_seen)
+
+
+def streaming_frequencies(config: LossConfig, num_items: int) -> StreamingFrequencies:
+    """The estimate of a run at its start."""
+    return StreamingFrequencies(num_items, config.streaming_buckets, HASHES, config.streaming_rate)
 
 
 def _nearest_interest(query_QKD: Tensor, positive_QD: Tensor) -> Tensor:
