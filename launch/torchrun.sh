@@ -53,6 +53,9 @@ else
     fi
 fi
 
+# Otherwise processes that are started again find the addresses of those before in a store that torchrun keeps.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 # torchrun ends with 1 whatever its processes end with; so they write a note.
 TRAINER_PREEMPTED_NOTE=$(mktemp)
 export TRAINER_PREEMPTED_NOTE

@@ -8,14 +8,13 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.commands import environment, succeed
+from tests.commands import REPOSITORY, environment, succeed
 from tests.contents import assert_same_contents
 from trainer.runtime import checkpoint
 
@@ -46,21 +45,30 @@ def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def torchrun(run_dir: Path, arguments: list[str], *topology: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "torch.distributed.run", *topology, "--max-restarts", "100", "-m", "trainer.train"]
-    log = run_dir.with_suffix(".log").open("ab")
-    return subprocess.Popen([*command, f"run.dir={run_dir}", *arguments], env=environment(), stdout=log, stderr=log)
+def launch(run_dir: Path, arguments: list[str], **place: str) -> subprocess.Popen[bytes]:
+    with run_dir.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            ["bash", "launch/torchrun.sh", "train", f"run.dir={run_dir}", *arguments], cwd=REPOSITORY,
+            env=environment() | {"MAX_RESTARTS": "100", "NPROC_PER_NODE": "1"} | place, stdout=log, stderr=log,
+        )  # fmt: skip
+
+
+def below(pid: int) -> list[int]:
+    """Processes that this one has started, and those they have."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    own = [int(child) for child in children.read_text().split()] if children.exists() else []
+    return own + [other for child in own for other in below(child)]
 
 
 def workers(node: subprocess.Popen[bytes]) -> list[int]:
-    """Processes that this torchrun has started."""
-    children = Path(f"/proc/{node.pid}/task/{node.pid}/children")
-    return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    """Those that train."""
+    return [pid for pid in below(node.pid) if b"trainer.train" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            and b"torchrun" not in Path(f"/proc/{pid}/cmdline").read_bytes()]  # fmt: skip
 
 
 def kill_node(node: subprocess.Popen[bytes]) -> None:
-    """As a power cut does: torchrun and its workers, at once."""
-    for pid in [node.pid, *workers(node)]:
+    """As a power cut does: launcher, torchrun and workers, at once."""
+    for pid in [node.pid, *below(node.pid)]:
         os.kill(pid, signal.SIGKILL)
     node.wait()
 
@@ -102,7 +110,7 @@ def assert_ended_as(whole: Path, run_dir: Path) -> None:
 @pytest.mark.timeout(1500)
 def test_workers_killed_at_random_moments(arguments: list[str], whole: Path, tmp_path: Path) -> None:
     rng, run_dir, partial = random.Random(0), tmp_path / "run", 0
-    job = torchrun(run_dir, arguments, "--standalone", "--nproc-per-node", "2")
+    job = launch(run_dir, arguments, NPROC_PER_NODE="2")
     for kill in range(KILLS_OF_WORKERS):
         wait_for_a_moment(("step", "save", "validation")[kill % 3], run_dir, [job], rng)
         os.kill(rng.choice(workers(job)), signal.SIGKILL)
@@ -118,8 +126,13 @@ def test_nodes_killed_at_random_moments(arguments: list[str], whole: Path, tmp_p
     rng, run_dir, port = random.Random(1), tmp_path / "run", free_port()
 
     def start(number: int) -> subprocess.Popen[bytes]:
-        meet = ["--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", f"is_host={number == 0}".lower()]
-        return torchrun(run_dir, arguments, "--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "chaos", *meet)
+        place = {
+            "NNODES": "2",
+            "NODE_RANK": str(number),
+            "RDZV_ENDPOINT": f"localhost:{port}",
+            "LOCAL_ADDR": "localhost",
+        }
+        return launch(run_dir, arguments, **place)
 
     nodes = [start(0), start(1)]
     for kill in range(KILLS_OF_NODES):

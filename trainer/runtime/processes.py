@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import ContactLost, UserError
 
@@ -59,6 +60,7 @@ def find_processes(accelerator: str, threads: int | None) -> Processes:
         )  # fmt: skip
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, local_world_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    _check_restarts()
     gpus = torch.cuda.device_count()
     if accelerator == "cpu" or (accelerator == "auto" and gpus == 0):
         device = torch.device("cpu")
@@ -73,6 +75,20 @@ def find_processes(accelerator: str, threads: int | None) -> Processes:
             "start as many processes as there are GPUs, or set run.accelerator=cpu",
         )  # fmt: skip
     return Processes(rank, local_rank, world_size, local_world_size, device)
+
+
+def _check_restarts() -> None:
+    """Refuses what makes nodes that are started again wait for one another in vain.
+
+    torch 2.13's torchrun keeps the first store in which processes leave their addresses; a node that comes anew cannot
+    know how often the others have started, which would tell them apart.
+    """
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if of_agent and int(os.environ["GROUP_WORLD_SIZE"]) > 1 and int(os.environ["TORCHELASTIC_MAX_RESTARTS"]) > 0:
+        raise UserError(
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE"),
+            "1 where torchrun may restart processes of several nodes", "start with launch/torchrun.sh, which sets it",
+        )  # fmt: skip
 
 
 def join(processes: Processes, seconds: float = 0.0) -> None:
@@ -90,10 +106,16 @@ def join(processes: Processes, seconds: float = 0.0) -> None:
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
     backend = "cpu:gloo,cuda:nccl" if processes.device.type == "cuda" else "gloo"
+    place = {"rank": processes.rank, "world_size": processes.world_size, "timeout": timeout}
     if processes.world_size == 1 and "RANK" not in os.environ:
-        dist.init_process_group(backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), **place)
+    elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store, _, _ = next(rendezvous("env://", processes.rank, processes.world_size, timeout=timeout))
+        # this store outlives the processes: those that torchrun starts again must not find the addresses of others
+        attempt = f"{os.environ['TORCHELASTIC_RESTART_COUNT']} of {processes.world_size}"
+        dist.init_process_group(backend, store=dist.PrefixStore(attempt, store), **place)
     else:
-        dist.init_process_group(backend, timeout=timeout, rank=processes.rank, world_size=processes.world_size)
+        dist.init_process_group(backend, **place)
 
 
 @contextmanager
