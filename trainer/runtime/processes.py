@@ -106,16 +106,15 @@ def join(processes: Processes, seconds: float = 0.0) -> None:
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
     backend = "cpu:gloo,cuda:nccl" if processes.device.type == "cuda" else "gloo"
-    place = {"rank": processes.rank, "world_size": processes.world_size, "timeout": timeout}
+    store: dist.Store | None = None
     if processes.world_size == 1 and "RANK" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), **place)
+        store = dist.HashStore()
     elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store, _, _ = next(rendezvous("env://", processes.rank, processes.world_size, timeout=timeout))
         # this store outlives the processes: those that torchrun starts again must not find the addresses of others
         attempt = f"{os.environ['TORCHELASTIC_RESTART_COUNT']} of {processes.world_size}"
-        dist.init_process_group(backend, store=dist.PrefixStore(attempt, store), **place)
-    else:
-        dist.init_process_group(backend, **place)
+        kept, _, _ = next(rendezvous("env://", processes.rank, processes.world_size, timeout=timeout))
+        store = dist.PrefixStore(attempt, kept)
+    dist.init_process_group(backend, timeout=timeout, rank=processes.rank, world_size=processes.world_size, store=store)
 
 
 @contextmanager
