@@ -161,7 +161,7 @@ def test_evaluate_and_export_values_are_checked() -> None:
         check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.k=[0]"]), EvaluateConfig))
     with pytest.raises(UserError, match="evaluate.split=train: expected one of test, validation"):
         check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.split=train"]), EvaluateConfig))
-    with pytest.raises(UserError, match="export.side=user: expected one of item, query"):
+    with pytest.raises(UserError, match="export.side=user: expected one of item, query, table"):
         check_export_config(typed(compose("export", ["run.dir=r", "export.side=user"]), ExportConfig))
 
 

@@ -119,6 +119,20 @@ def test_shards_are_the_same_bytes_from_any_number_of_ranks(two_tower: Path) -> 
     assert files[1] == files[2] == files[3]
 
 
+def test_a_table_is_exported_with_the_ids_of_its_vocabulary(data: Path, two_tower: Path) -> None:
+    """By a process alone, of what two have trained; the shards end elsewhere than the ranks' rows."""
+    stdout = succeed("trainer.export", f"run.dir={two_tower}", "export.side=table", "export.table=item_id",
+                     "export.rows_per_shard=600")  # fmt: skip
+    vocabulary = pq.read_table(data / "vocabulary" / "item_id.parquet")["id"].to_pylist()
+    which = checkpoint.find(two_tower, "best").name
+    assert stdout.splitlines()[-1] == (
+        f"{len(vocabulary) + 1} rows of table item_id of checkpoint {which} written to {two_tower / 'table_item_id'}"
+    )
+    table = pq.read_table(sorted((two_tower / "table_item_id").glob("part-*.parquet")))
+    assert table["item_id"].to_pylist() == [None, *vocabulary]
+    assert table.schema.field("embedding").type.list_size == 64
+
+
 def tables_of(run_dir: Path, tmp_path: Path) -> dict[str, bytes]:
     """The last checkpoint's item and query embeddings, as bytes."""
     result = {}
@@ -245,6 +259,8 @@ def test_a_finished_run_started_again_stays_as_it_is(data: Path, two_tower: Path
         ("trainer.train", ["data.dir={data}", "run.dir={data}"], "run.dir={data}: expected a new or empty folder"),
         ("trainer.evaluate", ["run.dir=missing"], "run.dir=missing: expected a folder written by trainer.train"),
         ("trainer.export", ["run.dir={run}", "run.checkpoint=step-000000001"], "expected a checkpoint in"),
+        ("trainer.export", ["run.dir={run}", "export.side=table", "export.table=price"],
+         "export.table=price: expected one of the tables that the model looks up: category, hour, item_id, segment,"),
         ("trainer.prepare", ["data=movielens", "data.source={data}", "data.dir={run}/x"], "data.source="),
     ],
 )  # fmt: skip

@@ -14,7 +14,8 @@ from trainer.data.catalog import Catalog
 from trainer.data.schema import SEEN, TARGETS
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
-from trainer.runtime.shards import ItemShards, QueryShards, write_shards
+from trainer.runtime.shard_files import write_shards
+from trainer.runtime.shards import ItemShards, QueryShards
 
 INTERESTS = 3
 
@@ -29,7 +30,9 @@ def exported(processes: Processes, folder: Path, run_dir: Path) -> dict[str, flo
     for side, shards in (("item", ItemShards), ("query", QueryShards)):
         export = EmbeddingExportConfig(side=side, rows_per_shard=25, batch_size_per_rank=16)
         asked = ExportConfig(CheckpointConfig(dir=str(run_dir)), export)
-        write_shards(shards(run, asked), model, run, asked, processes)
+        embedded = shards(run, asked)
+        embedded.use(model, processes.device)
+        write_shards(embedded, run, asked, processes)
     return metrics(processes, folder, model, settings.model)
 
 

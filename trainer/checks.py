@@ -217,8 +217,15 @@ def check_export_config(config: ExportConfig) -> None:
         UserError: a value is out of range.
     """
     check_threads(config.run.threads)
-    require_one_of("export.side", config.export.side, ("item", "query"))
+    side, table = config.export.side, config.export.table
+    require_one_of("export.side", side, ("item", "query", "table"))
     require_one_of("export.split", config.export.split, ("test", "validation"))
-    require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
+    if side == "table" and table is None:
+        raise UserError("export.table", None, "the name of a table for export.side=table", "set export.table=item_id")
+    if side != "table" and table is not None:
+        raise UserError("export.table", table, f"null for export.side={side}", "set export.side=table")
+    # a table is read from files: a GPU would do nothing
+    devices = ("auto", "cpu") if side == "table" else ("auto", "cpu", "gpu")
+    require_one_of("run.accelerator", config.run.accelerator, devices)
     require_positive("export.batch_size_per_rank", config.export.batch_size_per_rank)
     require_positive("export.rows_per_shard", config.export.rows_per_shard)

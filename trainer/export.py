@@ -1,7 +1,8 @@
-"""Checkpoint -> embeddings as Parquet shards.
+"""Checkpoint -> embeddings, or a table, as Parquet shards.
 
 torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN                                        RUN/item_embeddings/
 torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.side=query export.split=test    RUN/query_embeddings/
+python -m trainer.export run.dir=RUN export.side=table export.table=item_id                      RUN/table_item_id/
 """
 
 import hydra
@@ -22,28 +23,37 @@ def main(config: DictConfig) -> None:
 
 
 def export(config: ExportConfig) -> None:
-    """Writes the embeddings of the whole catalogue, or of the queries of a split.
+    """Writes the embeddings of the whole catalogue or of the queries of a split, or the rows of a table.
 
     Raises:
         UserError: before any process group exists, if the run or its data is not as it must be.
     """
     check_export_config(config)
     # after the config is known to be sound: these imports take seconds
-    from trainer.runtime.loading import load_model, open_run
+    from trainer.runtime.loading import open_run
     from trainer.runtime.processes import find_processes, joined
     from trainer.runtime.quiet import quieten_libraries
-    from trainer.runtime.shards import ItemShards, QueryShards, write_shards
+    from trainer.runtime.shard_files import write_shards
+    from trainer.runtime.shards import ItemShards, QueryShards, Shards, TableShards
 
     quieten_libraries()
-    processes = find_processes(config.run.accelerator, config.run.threads)
+    side = config.export.side
+    processes = find_processes("cpu" if side == "table" else config.run.accelerator, config.run.threads)
     run = open_run(config.run)
-    shards = (ItemShards if config.export.side == "item" else QueryShards)(run, config)
+    shards: Shards
+    match side:
+        case "item":
+            shards = ItemShards(run, config)
+        case "query":
+            shards = QueryShards(run, config)
+        case _:
+            shards = TableShards(run, config)
     with joined(processes):
-        model = load_model(run, config.export.batch_size_per_rank, processes)
-        folder = write_shards(shards, model, run, config, processes)
+        shards.load(processes)
+        folder = write_shards(shards, run, config, processes)
     if processes.is_first:
         number = shards.num_rows * shards.interests
-        print(f"{number} {config.export.side} embeddings of checkpoint {run.checkpoint.name} written to {folder}")
+        print(f"{number} {shards.told} of checkpoint {run.checkpoint.name} written to {folder}")
 
 
 if __name__ == "__main__":

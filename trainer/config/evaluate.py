@@ -46,13 +46,17 @@ class EmbeddingExportConfig:
     """What is written."""
 
     side: str = "item"
-    """item: the whole catalogue; query: the rows of a split."""
+    """item: the whole catalogue, through its tower; query: the rows of a split, through theirs; table: an embedding
+    table as it was saved, with the ids of its rows, read from the checkpoint's files without a model or a GPU."""
+    table: str | None = None
+    """Table side: name of the table, as RUN/sharding.json has it."""
     split: str = "test"
     """Query side: test or validation."""
     rows_per_shard: int = 100_000
-    """Items, or queries, in a file; a query has a row for each of its interests."""
+    """Items, queries or rows of the table in a file, and so in memory at a time; a query has a row for each of its
+    interests."""
     batch_size_per_rank: int = 4096
-    """Rows a rank embeds at a time."""
+    """Item and query side: rows a rank embeds at a time."""
 
 
 @dataclass

@@ -244,6 +244,11 @@ def catalog_columns(schema: Schema) -> dict[str, Column]:
     return columns | _feature_columns(schema, "candidate")
 
 
+def vocabulary_columns(feature: Feature) -> dict[str, Column]:
+    """Columns of the vocabulary of a feature's table, by name."""
+    return {"id": Values((*_IDS["int64"], *_IDS["string"])), "index": Values(_ROWS, range(1, feature.num_embeddings))}
+
+
 def _feature_columns(schema: Schema, side: Side) -> dict[str, Column]:
     features = schema.side(side)
     return {name: column for feature in features for name, column in _columns_of(feature, schema).items()}

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -10,20 +11,25 @@ Batch = TypeVar("Batch")
 DEPTH = 4
 """Batches held ready: enough to ride over the decoding of a row group."""
 
+_Ready = queue.Queue[tuple[Batch | None, BaseException | None]]
+
 
 class Prefetch(Generic[Batch], Iterator[Batch]):
     """The same batches, made up to DEPTH ahead.
 
-    What making a batch raises is raised where that batch would have come. Whoever stops before the end calls `close`:
-    a thread that decodes while the interpreter shuts down brings the process down.
+    What making a batch raises is raised where that batch would have come. The thread ends with the batches, when
+    `close` is called, when nobody has the iterator any more (Lightning drops one to see whether it can be made), and at
+    the latest before the interpreter shuts down: Python ends a thread that comes out of Arrow after that by unwinding
+    it, which Arrow's C++ does not allow, so that the process aborts.
     """
 
     def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self._ready: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(DEPTH)
+        self._ready = _Ready[Batch](DEPTH)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="prefetch")
-        self._thread.start()
+        work = (batches, self._ready, self._closed)  # which do not lead back here: what nobody has can be given up
+        thread = threading.Thread(target=_make, args=work, daemon=True, name="prefetch")
+        self._end = weakref.finalize(self, _end, thread, self._closed)
+        thread.start()
 
     def __next__(self) -> Batch:
         if self._closed.is_set():
@@ -36,22 +42,30 @@ class Prefetch(Generic[Batch], Iterator[Batch]):
 
     def close(self) -> None:
         """Ends the thread; at most the batch in hand is still made."""
-        self._closed.set()
-        self._thread.join()
+        self._end()
 
-    def _work(self) -> None:
+
+def _make(batches: Iterator[Batch], ready: "_Ready[Batch]", closed: threading.Event) -> None:
+    """The thread's work."""
+    try:
+        for batch in batches:
+            _put((batch, None), ready, closed)
+            if closed.is_set():
+                return
+        _put((None, None), ready, closed)
+    except BaseException as error:
+        _put((None, error), ready, closed)
+
+
+def _put(entry: tuple[Batch | None, BaseException | None], ready: "_Ready[Batch]", closed: threading.Event) -> None:
+    while not closed.is_set():
         try:
-            for batch in self._batches:
-                self._put((batch, None))
-                if self._closed.is_set():
-                    return
-            self._put((None, None))
-        except BaseException as error:
-            self._put((None, error))
+            return ready.put(entry, timeout=0.05)
+        except queue.Full:
+            continue
 
-    def _put(self, entry: tuple[Batch | None, BaseException | None]) -> None:
-        while not self._closed.is_set():
-            try:
-                return self._ready.put(entry, timeout=0.05)
-            except queue.Full:
-                continue
+
+def _end(thread: threading.Thread, closed: threading.Event) -> None:
+    closed.set()
+    if thread is not threading.current_thread():  # in which the garbage collector may run too
+        thread.join()

@@ -9,9 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.contract import Column, Lists, Values, check_alike, event_columns, is_list, sequence_columns
+from trainer.data.contract import (
+    Column,
+    Lists,
+    Values,
+    check_alike,
+    event_columns,
+    is_list,
+    sequence_columns,
+    vocabulary_columns,
+)
 from trainer.data.footers import check_footers
-from trainer.data.schema import Schema
+from trainer.data.schema import Feature, Schema
 from trainer.errors import UserError
 
 _REMEDY = "prepare the data anew, or have its writer keep to docs/prepared_folder.md"
@@ -23,7 +32,7 @@ class RowGroups:
     What footers and statistics tell is checked at once; values when a row group is read.
 
     Args:
-        folder: with files part-*.parquet.
+        folder: with files part-*.parquet, or a single file.
         columns: those that will be read, and what is expected of them.
 
     Raises:
@@ -38,7 +47,7 @@ class RowGroups:
         self._sizes: list[int] = []
         self.largest = 0
         """Bytes that the columns of the largest row group take once read, to a few per cent."""
-        for path in sorted(folder.glob("part-*.parquet")):
+        for path in [folder] if folder.is_file() else sorted(folder.glob("part-*.parquet")):
             with _readable(path):
                 self._add(path)
 
@@ -62,6 +71,11 @@ class RowGroups:
     def num_rows(self) -> int:
         """Rows in all."""
         return sum(self._sizes)
+
+    def kind(self, column: str) -> pa.DataType:
+        """Type of a column; there is a file."""
+        assert self._kinds is not None
+        return self._kinds.field(column).type
 
     def read(self, row_group: int) -> pa.Table:
         """One row group, counted over all files.
@@ -187,6 +201,20 @@ def open_sequences(data_dir: str | Path, schema: Schema, columns: Collection[str
     if rows.num_rows != schema.num_sequences:
         expected = f"the {schema.num_sequences} rows of schema.json in sequences, not {rows.num_rows}"
         raise UserError("data.dir", data_dir, expected, _REMEDY)
+    return rows
+
+
+def open_vocabulary(data_dir: str | Path, feature: Feature) -> RowGroups:
+    """The vocabulary of a feature's table.
+
+    Raises:
+        UserError: see RowGroups; or it has not as many ids as the feature says.
+    """
+    path = Path(data_dir) / "vocabulary" / f"{feature.table}.parquet"
+    rows = RowGroups(path, vocabulary_columns(feature))
+    if rows.num_rows != feature.num_embeddings - 1 or not path.exists():
+        expected = f"the {feature.num_embeddings - 1} ids of table {feature.table}, which schema.json knows"
+        raise UserError(str(path), f"{rows.num_rows} ids", expected, _REMEDY)
     return rows
 
 

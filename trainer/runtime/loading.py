@@ -56,15 +56,23 @@ def load_model(run: SavedRun, batch_size_per_rank: int, processes: Processes) ->
     Raises:
         UserError: files of the checkpoint are damaged.
     """
-    damaged, folder = checkpoint.damaged_files(run.checkpoint), run.checkpoint.parent
-    if damaged:
-        others = [name for name in checkpoint.names(folder) if name != run.checkpoint.name]
-        raise UserError(
-            "run.checkpoint", run.checkpoint.name, f"its files as written, which these are not: {', '.join(damaged)}",
-            f"bring the files back, or name another: {', '.join(others) or 'there is none'}",
-        )  # fmt: skip
+    refuse_damaged(run.checkpoint)
     model = make_model(run.schema, run.assembler.features, run.config)
     trained = run.config
     sharded = shard(model, trained.sharding, trained.optimizer, batch_size_per_rank, trained.run.seed, processes)
     checkpoint.load(sharded, run.checkpoint)
     return sharded.eval()
+
+
+def refuse_damaged(path: Path) -> None:
+    """Reads every file of a checkpoint, each rank its share, and compares it with what was written.
+
+    Raises:
+        UserError: on every rank, if any is damaged.
+    """
+    if damaged := checkpoint.damaged_files(path):
+        others = [name for name in checkpoint.names(path.parent) if name != path.name]
+        raise UserError(
+            "run.checkpoint", path.name, f"its files as written, which these are not: {', '.join(damaged)}",
+            f"bring the files back, or name another: {', '.join(others) or 'there is none'}",
+        )  # fmt: skip

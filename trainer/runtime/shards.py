@@ -1,28 +1,12 @@
-"""Embeddings as Parquet shards: the same files whatever the number of ranks.
+"""What is exported, stretch by stretch: embeddings of the catalogue, of a split's queries, or the rows of a table."""
 
-    RUN/item_embeddings/part-00000.parquet ...    item_id (int64 or string), embedding (fixed-size list of float32)
-    RUN/query_embeddings/part-00000.parquet ...   user_id, row (in the split), target_item_ids (list), embedding;
-                                                  of several interests, `interest` and a row for each, one below another
-    .../manifest.json                             checkpoint, columns, dimension, shards with their row counts
-
-Shard k holds items, or queries, from k * rows_per_shard on and is written by rank k modulo the number of ranks. Ranks
-step through their shards together, since every lookup is an exchange. The folder is written beside its place and
-renamed when whole.
-"""
-
-import json
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from trainer.config import ExportConfig
 from trainer.data.contract import list_parts
@@ -30,59 +14,95 @@ from trainer.data.events import HeldOutReader
 from trainer.data.lists import lists_of
 from trainer.data.row_groups import one_array, open_events
 from trainer.data.schema import RAW_USER_ID, TARGETS
-from trainer.data.shares import steps_of_all
+from trainer.data.table_ids import TableIds
+from trainer.errors import UserError
 from trainer.runtime.embedding import embed_items
-from trainer.runtime.loading import SavedRun
+from trainer.runtime.loading import SavedRun, load_model, refuse_damaged
 from trainer.runtime.lockstep import in_lockstep
 from trainer.runtime.processes import Processes
+from trainer.runtime.saved_table import SavedTable
 
 
 class Shards(Protocol):
-    """Rows that can be embedded stretch by stretch.
+    """Rows, each with an embedding or several.
 
     Attributes:
+        folder: name of the folder for them.
+        told: what they are, in words.
         num_rows: of all.
         interests: embeddings of each row.
         columns: what says whose embeddings they are.
+        facts: what else the manifest tells.
     """
 
+    folder: str
+    told: str
     num_rows: int
     interests: int
     columns: list[str]
+    facts: dict[str, Any]
+
+    def load(self, processes: Processes) -> None:
+        """Loads what the embeddings are made of; the process group is up."""
+        ...
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
         """`columns`, with a value for each embedding."""
         ...
 
-    def embeddings(self, model: nn.Module, rows: range, steps: int, device: torch.device) -> Iterator[Tensor]:
-        """float32 [up to batch_size_per_rank * interests, D] a step; every rank takes equally many steps."""
+    def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
+        """float32 [embeddings, D] bit by bit; every rank takes equally many steps."""
         ...
 
 
-class ItemShards:
+class _Embedded:
+    """Rows that go through the model's towers."""
+
+    def __init__(self, run: SavedRun, config: ExportConfig, interests: int) -> None:
+        side = config.export.side
+        self._run, self._batch_size = run, config.export.batch_size_per_rank
+        self.folder, self.told, self.interests = f"{side}_embeddings", f"{side} embeddings", interests
+        self.facts = {
+            "split": config.export.split if side == "query" else None,
+            "dimension": run.config.model.embedding_dim,
+            "metric": "inner_product",
+            "normalized": run.config.model.normalize,
+            "interests": interests,
+        }
+
+    def load(self, processes: Processes) -> None:
+        """The model, its tables spread over the processes."""
+        self.use(load_model(self._run, self._batch_size, processes), processes.device)
+
+    def use(self, model: nn.Module, device: torch.device) -> None:
+        """Takes a model in evaluation mode that is there already."""
+        self._model, self._device = model, device
+
+
+class ItemShards(_Embedded):
     """The whole catalogue, in its order."""
 
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
-        self._run, self._batch_size = run, config.export.batch_size_per_rank
-        self.num_rows, self.interests, self.columns = run.schema.num_items, 1, ["item_id"]
+        super().__init__(run, config, interests=1)
+        self.num_rows, self.columns = run.schema.num_items, ["item_id"]
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
         """The user's own ids."""
         return {"item_id": self._run.catalog.raw_ids(np.arange(rows.start, rows.stop))}
 
-    def embeddings(self, model: nn.Module, rows: range, steps: int, device: torch.device) -> Iterator[Tensor]:
+    def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
         """Through the item tower."""
-        return embed_items(model, self._run.assembler, rows, steps, self._batch_size, device)
+        return embed_items(self._model, self._run.assembler, rows, steps, self._batch_size, self._device)
 
 
-class QueryShards:
+class QueryShards(_Embedded):
     """The queries of a held-out split, in its order."""
 
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
-        self._run, self._batch_size = run, config.export.batch_size_per_rank
+        super().__init__(run, config, run.config.model.history.interests)
         self._files = open_events(run.data_dir, run.schema, config.export.split)
         self._identities = open_events(run.data_dir, run.schema, config.export.split, [RAW_USER_ID, TARGETS])
-        self.num_rows, self.interests = self._files.num_rows, run.config.model.history.interests
+        self.num_rows = self._files.num_rows
         self.columns = ["user_id", "row", *(["interest"] if self.interests > 1 else []), "target_item_ids"]
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
@@ -99,70 +119,43 @@ class QueryShards:
         return {name: columns[name] for name in self.columns}
 
     @torch.no_grad()
-    def embeddings(self, model: nn.Module, rows: range, steps: int, device: torch.device) -> Iterator[Tensor]:
+    def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
         """Through the query tower."""
         for batch in HeldOutReader(self._files, self._run.assembler, self._batch_size, rows, steps):
-            query_BD, _ = model(in_lockstep(batch.batch.to(device)))
+            query_BD, _ = self._model(in_lockstep(batch.batch.to(self._device)))
             yield query_BD[: int((batch.row >= 0).sum())].reshape(-1, query_BD.shape[-1])
 
 
-def write_shards(shards: Shards, model: nn.Module, run: SavedRun, config: ExportConfig, processes: Processes) -> Path:
-    """Embeds every row and writes the folder.
+class TableShards:
+    """The rows of an embedding table, from the out-of-vocabulary row 0 on.
 
-    Returns:
-        The folder.
+    Raises:
+        UserError: there is no such table, or its checkpoint or its vocabulary cannot be read.
     """
-    export = config.export
-    folder = Path(config.run.dir) / f"{export.side}_embeddings"
-    partial = folder.with_name(folder.name + ".partial")
-    if processes.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    dist.barrier()
-    stretches = [
-        range(start, min(start + export.rows_per_shard, shards.num_rows))
-        for start in range(0, shards.num_rows, export.rows_per_shard)
-    ]
-    steps = steps_of_all(len(stretches[0]), export.batch_size_per_rank)
-    turns = range(0, len(stretches), processes.world_size)
-    for turn in tqdm(turns, desc="export", unit="shard a rank", disable=not processes.is_first):
-        shard = turn + processes.rank
-        rows = stretches[shard] if shard < len(stretches) else range(0)
-        embedding_RD = torch.cat([*shards.embeddings(model, rows, steps, processes.device)]).cpu()
-        if rows:
-            _write_shard(partial / _file_name(shard), shards.identity(rows), embedding_RD)
-    dist.barrier()
-    if processes.is_first:
-        (partial / "manifest.json").write_text(json.dumps(_manifest(shards, stretches, run, config), indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    dist.barrier()
-    return folder
 
+    interests = 1
 
-def _file_name(shard: int) -> str:
-    return f"part-{shard:05d}.parquet"
+    def __init__(self, run: SavedRun, config: ExportConfig) -> None:
+        table = config.export.table
+        assert table is not None, "check_export_config"
+        self._path, self._saved = run.checkpoint, SavedTable(run.checkpoint, table)
+        self._ids = TableIds(run.data_dir, run.schema, table)
+        self.folder, self.told, self.num_rows = f"table_{table}", f"rows of table {table}", self._saved.num_rows
+        self.columns = [self._ids.column]
+        self.facts = {"table": table, "dimension": self._saved.dim}
+        if self.columns == ["embedding"]:
+            raise UserError("export.table", table, "a table of another name than the column of its embeddings",
+                            "prepare the data with another name for that feature")  # fmt: skip
+        assert self.num_rows == self._ids.num_rows, "a checkpoint of another schema"
 
+    def load(self, processes: Processes) -> None:
+        """Nothing, for each process reads the files; these must be as they were written."""
+        refuse_damaged(self._path)
 
-def _write_shard(path: Path, identity: dict[str, pa.Array], embedding_RD: Tensor) -> None:
-    values = pa.array(embedding_RD.reshape(-1).numpy())
-    table = pa.table({**identity, "embedding": pa.FixedSizeListArray.from_arrays(values, embedding_RD.shape[1])})
-    # neither dictionary nor compression finds anything in embeddings
-    pq.write_table(table, path, use_dictionary=False, compression="none", write_statistics=list(identity))
+    def identity(self, rows: range) -> dict[str, pa.Array]:
+        """The user's own ids, or the buckets to which they are hashed."""
+        return {self._ids.column: self._ids.of(rows)}
 
-
-def _manifest(shards: Shards, stretches: list[range], run: SavedRun, config: ExportConfig) -> dict[str, Any]:
-    model, side = run.config.model, config.export.side
-    num_rows = [len(rows) * shards.interests for rows in stretches]
-    return {
-        "checkpoint": run.checkpoint.name,
-        "side": side,
-        "split": config.export.split if side == "query" else None,
-        "dimension": model.embedding_dim,
-        "metric": "inner_product",
-        "normalized": model.normalize,
-        "interests": shards.interests,
-        "columns": [*shards.columns, "embedding"],
-        "num_rows": sum(num_rows),
-        "shards": [{"file": _file_name(k), "num_rows": number} for k, number in enumerate(num_rows)],
-    }
+    def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
+        """As they are in the checkpoint."""
+        yield self._saved.read(rows)
