@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torchrec.distributed import DistributedModelParallel
 
 from tests.ranks import RankPool
-from tests.training import config, metrics, sharded_model, trained, whole_tables
+from tests.training import config, metrics, sharded_model, trained, whole_tables, write_checkpoint
 from trainer.config import RunConfig, TrainConfig
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
@@ -19,17 +18,11 @@ from trainer.runtime.processes import Processes
 from trainer.runtime.resume import checkpoint_to_resume
 
 
-def write(model: DistributedModelParallel, path: Path) -> None:
-    writer = CheckpointWriter(in_background=False)
-    writer.save(model, {"note": "from two ranks"}, path, then=lambda: None)
-    assert writer.failure is None
-
-
 def save(
     processes: Processes, folder: Path, path: Path
 ) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
     model, _ = trained(processes, config(), folder, steps=5)
-    write(model, path)
+    write_checkpoint(model, path, {"note": "from two ranks"})
     saved = whole_tables(model)
     result = metrics(processes, folder, model.eval(), config().model)
     model, _ = trained(processes, config(), folder, steps=3, start=5, model=model.train())

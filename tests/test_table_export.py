@@ -16,7 +16,7 @@ from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
 from tests.prepared import FEATURES, ITEMS, SCHEMA, USERS
 from tests.ranks import RankPool
-from tests.training import config, trained, whole_tables
+from tests.training import config, trained, whole_tables, write_checkpoint
 from trainer.checks import check_export_config
 from trainer.config import CheckpointConfig, EmbeddingExportConfig, ExportConfig
 from trainer.data.assembly import BatchAssembler
@@ -41,7 +41,7 @@ SHARDED = {"user_id": 3, "item_id": 3, "hour": 1, "genres": 1}
 
 def save(processes: Processes, folder: Path, path: Path) -> dict[str, Tensor]:
     model, _ = trained(processes, config(), folder, steps=3)
-    checkpoint.save(model, {}, path)
+    write_checkpoint(model, path)
     return whole_tables(model)
 
 

@@ -3,6 +3,7 @@
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from trainer.data.row_groups import open_events, open_sequences
 from trainer.data.schema import Feature
 from trainer.data.shares import share_of_rank, steps_of_all
 from trainer.model.two_tower import make_model
+from trainer.runtime.checkpoint_writer import CheckpointWriter
 from trainer.runtime.evaluation import evaluate_model
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.module import RetrievalModule
@@ -91,6 +93,13 @@ def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int,
         losses.append(sum(gather_objects(loss.item())) / processes.world_size)
     reader.close()
     return model, losses
+
+
+def write_checkpoint(model: DistributedModelParallel, path: Path, rest: dict[str, Any] | None = None) -> None:
+    """All ranks together, before it returns."""
+    writer = CheckpointWriter(in_background=False)
+    writer.save(model, rest or {}, path, then=lambda: None)
+    assert writer.failure is None
 
 
 def metrics(processes: Processes, folder: Path, model: nn.Module, chosen: ModelConfig) -> dict[str, float]:

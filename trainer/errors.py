@@ -1,5 +1,6 @@
 """What a user reads when their input is wrong."""
 
+import errno
 import os
 import sys
 import time
@@ -63,6 +64,10 @@ def user_errors() -> Iterator[None]:
         sys.exit(1)
     except UserError as error:
         end_with(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        end_with(f"{error.filename or 'a file'}: {error.strerror}. Remedy: make room, and give the same command again.")
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing not in ("torchrec", "fbgemm_gpu"):

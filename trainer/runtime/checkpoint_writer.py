@@ -4,6 +4,7 @@ Training waits only until the state has been copied in memory. A thread then wri
 torch.distributed.checkpoint, over a process group of its own: its collectives must not mix with those of training.
 """
 
+import errno
 import io
 import json
 import os
@@ -92,7 +93,8 @@ class CheckpointWriter:
     ) -> None:
         partial = path.with_name(path.name + ".partial")
         try:
-            self._first(lambda: _begin(partial, rest))
+            needed = sum(self._together(lambda: _bytes(state) + rest.getbuffer().nbytes))
+            self._first(lambda: _begin(partial, rest, needed))
             dcp.save(state, checkpoint_id=partial, process_group=self._group)
             checksums = self._together(lambda: _checksums(partial))
             everything = {file: found for of_rank in checksums for file, found in of_rank.items()}
@@ -149,9 +151,28 @@ class CheckpointWriter:
         return self._copies[key].copy_(tensor.detach())
 
 
-def _begin(partial: Path, rest: io.BytesIO) -> None:
+def _bytes(value: Any) -> int:
+    """Of this rank's tensors."""
+    match value:
+        case ShardedTensor():
+            return sum(shard.tensor.nbytes for shard in value.local_shards())
+        case Tensor():
+            return value.nbytes
+        case dict():
+            return sum(map(_bytes, value.values()))
+        case list():
+            return sum(map(_bytes, value))
+        case _:
+            return 0
+
+
+def _begin(partial: Path, rest: io.BytesIO, needed: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    free = shutil.disk_usage(partial).free
+    if free < needed:  # else it would first take all the room that there is from the logs, and from others
+        told = f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free"
+        raise OSError(errno.ENOSPC, told, str(partial))
     _write_durably(partial / checkpoint.REST, rest.getbuffer())
 
 

@@ -1,6 +1,5 @@
 """When a checkpoint is saved, which are kept, and how a run ends."""
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -150,15 +149,10 @@ class Saving(Checkpoint):
         before = f"the one before, {newest.name}, is whole" if newest else "there is none before it"
         if at_the_end or self._config.on_failed_checkpoint == "stop":
             raise UserError(
-                "run.dir", self._config.dir, f"room for a checkpoint ({failure}; {_room(self._folder)}; {before})",
+                "run.dir", self._config.dir, f"a checkpoint to be written there ({failure}; {before})",
                 "make room and give the same command again, which goes on from there; run.on_failed_checkpoint=go_on "
                 "trains on without that checkpoint",
             )  # fmt: skip
         if trainer.is_global_zero:
-            print(f"a checkpoint was not written: {failure} ({_room(self._folder)}); {before}. Training goes on, as "
+            print(f"a checkpoint was not written: {failure}; {before}. Training goes on, as "
                   "run.on_failed_checkpoint=go_on asks", file=sys.stderr, flush=True)  # fmt: skip
-
-
-def _room(folder: Path) -> str:
-    usage = shutil.disk_usage(folder)
-    return f"{usage.free / 1e6:,.0f} of {usage.total / 1e6:,.0f} MB are free there"
