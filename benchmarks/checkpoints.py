@@ -32,8 +32,9 @@ def train(data: Path, run_dir: Path, overrides: list[str]) -> tuple[list[float],
     """Seconds of each step but the first 20, saving included, and what `save` kept training waiting each time."""
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer.train",
-         f"data.dir={data}", f"run.dir={run_dir}", f"data.global_batch_size={BATCH}", "run.epochs=1", "run.monitor=null",
-         "run.log_every=1", "run.threads=1", "model.query.hidden=[]", "model.candidate.hidden=[]", *overrides],
+         f"data.dir={data}", f"run.dir={run_dir}", f"data.global_batch_size={BATCH}", "run.epochs=1",
+         "run.monitor=null", "run.log_every=1", "run.threads=1", "model.query.hidden=[]", "model.candidate.hidden=[]",
+         *overrides],
         check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     (log,) = run_dir.glob("logs/version_0/metrics.csv")
@@ -67,9 +68,8 @@ def main(out: Path) -> None:
         base = base or mean
         waits = stalls[1:-1] or stalls  # the first makes the memory of the copies, the last ends the run
         wait = statistics.median(waits)
-        print(
-            f"{name:<20}{1e3 * step:>9.1f}{1e3 * mean:>9.1f}{mean / base - 1:>11.1%}{1e3 * wait:>9.1f}{wait / step:>7.1f}"
-        )
+        times = f"{1e3 * step:>9.1f}{1e3 * mean:>9.1f}{mean / base - 1:>11.1%}"
+        print(f"{name:<20}{times}{1e3 * wait:>9.1f}{wait / step:>7.1f}")
     newest = max((out / "waited_for" / "checkpoints").glob("step-*"))
     size = sum(file.stat().st_size for file in newest.iterdir())
     saved, loaded = plain(out, size)
