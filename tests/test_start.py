@@ -41,7 +41,6 @@ def config(data: Path, run_dir: Path, start: Path | None = None, *changes: str, 
     result.start.checkpoint = None if start is None else str(start)
     result.start.changes, result.start.state = list(changes), state
     result.model.id_dropout = 0.0
-    # TorchRec divides the mean of a table_wise list twice where other tables are row_wise
     result.sharding.categoricals, result.sharding.tables = "row_wise", {"hour": "table_wise"}
     return result
 

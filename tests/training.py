@@ -49,7 +49,9 @@ def config(sharding: str = "row_wise", optimizer: str = "rowwise_adagrad") -> Tr
         optimizer=OptimizerConfig(
             embedding=optimizer, embedding_learning_rate=rate, dense_learning_rate=0.01, warmup_steps=2
         ),
-        sharding=ShardingConfig(ids=sharding, categoricals="table_wise"),
+        sharding=ShardingConfig(
+            ids=sharding, categoricals="table_wise", tables={"genres": "row_wise"} if sharding == "row_wise" else {}
+        ),
     )
 
 

@@ -48,9 +48,9 @@ class TwoTower(nn.Module):
         if self.history_name is not None:
             widths[self.history_name] = config.embedding_dim
         self.id_tables = frozenset(f.table for f in features if f.kind in ("id", "history", "audience"))
-        self.embeddings = EmbeddingBagCollection(
-            tables=tables, device=torch.device("meta"), is_weighted=any(feature.weighted for feature in looked_up)
-        )
+        is_weighted = any(feature.weighted for feature in looked_up)
+        self.averaged_tables = frozenset(f.table for f in looked_up if f.is_list and not is_weighted)
+        self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device("meta"), is_weighted=is_weighted)
         self.query_tower, self.candidate_tower = (
             Tower(side, [feature for feature in features if feature.side == side], widths, tower,
                   config.embedding_dim, config.normalize)

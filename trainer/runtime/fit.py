@@ -33,7 +33,7 @@ from trainer.runtime.processes import Processes, find_processes, joined
 from trainer.runtime.quiet import quieten_libraries
 from trainer.runtime.resume import checkpoint_to_resume
 from trainer.runtime.saving import Saving
-from trainer.runtime.sharding import check_table_names, shard, sharded_rows
+from trainer.runtime.sharding import check_tables, shard, sharded_rows
 from trainer.runtime.signals import Signals
 from trainer.runtime.start import Start, open_start
 from trainer.runtime.strategy import ShardedStrategy
@@ -133,7 +133,7 @@ def _build(
     validation = _open_validation(config, schema, catalog, assembler, processes) if config.run.monitor else None
     pl.seed_everything(config.run.seed, verbose=False)
     model = make_model(schema, features, config)
-    check_table_names(config.sharding, model)
+    check_tables(config.sharding, model)
     resumes = checkpoint.newest(config.run.dir) is not None  # then nothing is left to start from
     start = None if resumes else open_start(Trained(config, schema, features, model), catalog)
     if processes.is_first:
