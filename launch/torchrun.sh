@@ -69,7 +69,7 @@ status=0
 while kill -0 "$torchrun" 2>/dev/null; do # a signal ends wait before torchrun has ended
     wait "$torchrun" && status=0 || status=$?
 done
-if [[ -s $TRAINER_PREEMPTED_NOTE ]]; then
+if [[ $status != 0 && -s $TRAINER_PREEMPTED_NOTE ]]; then
     status=75
 fi
 rm -f "$TRAINER_PREEMPTED_NOTE"

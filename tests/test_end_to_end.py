@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.commands import command, environment, run, succeed
+from tests.contents import assert_same_contents
 from trainer.data.schema import SEEN, read_schema
 from trainer.runtime import checkpoint
 
@@ -133,15 +134,6 @@ def test_a_table_is_exported_with_the_ids_of_its_vocabulary(data: Path, two_towe
     assert table.schema.field("embedding").type.list_size == 64
 
 
-def tables_of(run_dir: Path, tmp_path: Path) -> dict[str, bytes]:
-    """The last checkpoint's item and query embeddings, as bytes."""
-    result = {}
-    for side in ("item", "query"):
-        succeed("trainer.export", f"run.dir={run_dir}", "run.checkpoint=last", f"export.side={side}", ranks=2)
-        result[side] = (run_dir / f"{side}_embeddings" / "part-00000.parquet").read_bytes()
-    return result
-
-
 def kill_all_that_name(run_dir: Path) -> None:
     """SIGKILL to torchrun and, since it starts them in sessions of their own, to its workers."""
     for entry in Path("/proc").glob("[0-9]*"):
@@ -181,8 +173,11 @@ def test_a_killed_run_resumes_with_the_same_command_and_ends_as_the_uninterrupte
     assert reached.name < checkpoint.newest(tmp_path / "whole").name, "it was killed too late to show anything"
 
     succeed("trainer.train", *arguments, ranks=2)
-    assert checkpoint.newest(tmp_path / "killed").name == checkpoint.newest(tmp_path / "whole").name
-    assert tables_of(tmp_path / "killed", tmp_path) == tables_of(tmp_path / "whole", tmp_path)
+    killed, whole = (tmp_path / name / "checkpoints" for name in ("killed", "whole"))
+    assert checkpoint.names(killed) == checkpoint.names(whole)
+    for step in checkpoint.names(whole):  # both optimizers, schedule, streaming estimate, early stopping and all
+        assert_same_contents(killed / step, whole / step)
+    assert (killed / checkpoint.BEST).read_text() == (whole / checkpoint.BEST).read_text()
 
 
 def test_one_rank_trains_as_two_do_and_goes_on_with_what_two_left(data: Path, tmp_path: Path) -> None:
