@@ -20,9 +20,9 @@
 set -euo pipefail
 
 case "${1:-}" in
-    train | evaluate | export) ;;
+    train | evaluate | export | replay) ;;
     *)
-        echo "usage: ${BASH_SOURCE[0]} train|evaluate|export [hydra override ...]" >&2
+        echo "usage: ${BASH_SOURCE[0]} train|evaluate|export|replay [hydra override ...]" >&2
         exit 2
         ;;
 esac

@@ -25,7 +25,7 @@ VALIDATE = 40
 SETTINGS = ("data.global_batch_size=128", "run.validation_batch_size_per_rank=8", "run.monitor=val/recall@10",
             "run.log_every=5", "run.epochs=10", "run.patience=100", "run.checkpoint_every_steps=8",
             "model.loss.log_q=streaming", "model.query.dropout=0.2", "optimizer.schedule=cosine",
-            "run.stall_seconds=60")  # fmt: skip
+            "run.stall_seconds=60", "run.threads=1")  # fmt: skip
 KILLS_OF_WORKERS, KILLS_OF_NODES = 14, 6
 
 

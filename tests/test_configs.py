@@ -20,18 +20,21 @@ from trainer.config import (
     ForeignConfig,
     LossConfig,
     PrepareConfig,
+    ReplayConfig,
     TrainConfig,
     register_configs,
     typed,
 )
 from trainer.errors import UserError
 
-KINDS = {"prepare": PrepareConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
+KINDS = {"prepare": PrepareConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
+         "replay": ReplayConfig}  # fmt: skip
 REQUIRED = {
     "prepare": ["data.dir=out", "data.source=in"],
     "train": ["data.dir=in", "run.dir=out"],
     "evaluate": ["run.dir=out"],
     "export": ["run.dir=out"],
+    "replay": ["run.dir=out", "replay.rows=in"],
 }
 
 
@@ -52,7 +55,7 @@ def test_no_shipped_yaml_is_left_out_here() -> None:
     assert {path.stem for path in Path(CONFIG_DIR).glob("*.yaml")} == set(KINDS)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "export", "replay"])
 def test_commands_compose_to_their_dataclass(command: str) -> None:
     assert isinstance(typed(compose(command, REQUIRED[command]), KINDS[command]), KINDS[command])
 
@@ -83,7 +86,8 @@ def test_every_experiment_composes_and_divides_over_ranks(experiment: str) -> No
 @pytest.mark.parametrize(
     ("command", "typo"),
     [("train", "run.epoch=3"), ("train", "model.embeding_dim=8"), ("train", "data.batch=9"),
-     ("evaluate", "evaluate.ks=[1]"), ("export", "export.sid=item"), ("prepare", "data.splitt=x")],
+     ("evaluate", "evaluate.ks=[1]"), ("export", "export.sid=item"), ("replay", "replay.row=x"),
+     ("prepare", "data.splitt=x")],
 )  # fmt: skip
 def test_a_misspelt_override_is_refused_by_name(command: str, typo: str) -> None:
     extra = ["data=movielens"] if command == "prepare" else []

@@ -79,8 +79,8 @@ def test_several_nodes_meet_at_the_endpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        ([], {}, "usage: launch/torchrun.sh train|evaluate|export"),
-        (["prepare", "data=movielens"], {}, "usage: launch/torchrun.sh train|evaluate|export"),
+        ([], {}, "usage: launch/torchrun.sh train|evaluate|export|replay"),
+        (["prepare", "data=movielens"], {}, "usage: launch/torchrun.sh train|evaluate|export|replay"),
         (["train"], {"NNODES": "2"}, "NNODES=2 needs RDZV_ENDPOINT=HOST:PORT"),
     ],
 )

@@ -2,8 +2,8 @@
 
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 from torchrec.distributed import DistributedModelParallel
 
-from tests.prepared import SCHEMA
+from tests.prepared import ITEMS, SCHEMA
 from tests.ranks import RankPool
-from tests.training import BATCH, STREAMS, config, features_of, sharded_model, trained, whole_tables
-from trainer.config import TrainConfig
+from tests.training import BATCH, STREAMS, config, features_of, sharded_model, trained, whole_tables, write_checkpoint
+from trainer.config import CheckpointConfig, TrainConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
 from trainer.data.order import TrainingOrder
 from trainer.data.row_groups import open_events
 from trainer.errors import UserError
+from trainer.runtime import checkpoint, run_directory
+from trainer.runtime.loading import load_model, open_run
 from trainer.runtime.non_finite import IN_A_ROW, offending_rows
 from trainer.runtime.processes import Processes
+from trainer.runtime.replay import read_rows, replay
 from trainer.runtime.sharding import local_shards
+from trainer.runtime.training_loss import TrainingLoss
 
 
 def settings(run_dir: Path, on_non_finite: str, optimizer: str = "rowwise_adagrad") -> TrainConfig:
@@ -101,16 +105,38 @@ def test_or_the_run_ends_and_tells_where(
     for part in (f"training=step {step}", f"not finite on ranks [{rank}]", f"step-{step:09d}-rank-", "leave_out"):
         assert part in told[0]
     rows = tmp_path / "non_finite" / f"step-{step:09d}-rank-{rank}.parquet"
-    assert ranks.run(1, read_again, prepared, rows, user)[0] == (False, True)
+    for world_size in (1, 2):
+        told = ranks.run(world_size, replay_with_bad_user, prepared, tmp_path / f"run{world_size}", rows, user)
+        assert all(lines[0] == f"table user_id itself: row {user}" for lines in told)
+        assert [line.partition(":")[0] for line in told[0][1:]][:3] == [
+            "lookup of user_id", "output of query_tower.mlp.0", "output of query_tower.mlp.1"
+        ]  # fmt: skip
+        assert any(line.startswith("loss: ") for line in told[0]) and told[0] == told[-1]
 
 
-def read_again(processes: Processes, folder: Path, rows: Path, user: int) -> tuple[bool, bool]:
-    """The rows alone, with the model as it was."""
-    chosen = settings(rows.parent, "stop")
-    assembler = BatchAssembler(SCHEMA, features_of(chosen), Catalog(folder, SCHEMA), chosen.model)
-    batch = assembler.training_batch(pq.read_table(rows), "event", 0, np.empty(0, np.int64))
-    query_BD, item_UD = with_bad_user(processes, chosen, user)(batch)
-    return bool(query_BD.isfinite().any()), bool(item_UD.isfinite().all())
+def replay_with_bad_user(processes: Processes, folder: Path, run_dir: Path, rows: Path, user: int) -> list[str]:
+    """From what a run leaves behind."""
+    chosen = settings(run_dir, "stop")
+    chosen.data.dir = str(folder)
+    if processes.is_first:
+        run_directory.claim(chosen, SCHEMA, TrainingOrder((BATCH,), BATCH, STREAMS, 0))
+    loss = TrainingLoss(chosen.model.loss, ITEMS, processes).state_dict()
+    write_checkpoint(
+        with_bad_user(processes, chosen, user), run_dir / "checkpoints" / checkpoint.name(3), {"loss": loss}
+    )
+    run = open_run(CheckpointConfig(dir=str(run_dir), checkpoint="last"))
+    model = load_model(run, BATCH, processes)
+    return replay(run, model, read_rows(run, str(rows)), processes)
+
+
+def test_a_file_that_holds_no_rows_is_named(prepared: Path, tmp_path: Path) -> None:
+    assembler = BatchAssembler(SCHEMA, features_of(config()), Catalog(prepared, SCHEMA), config().model)
+    run = SimpleNamespace(assembler=assembler, config=config())
+    with pytest.raises(UserError, match="replay.rows=.*missing.parquet: expected a file of RUN/non_finite"):
+        read_rows(run, str(tmp_path / "missing.parquet"))
+    pq.write_table(reader(prepared).rows(0).slice(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(UserError, match="at least one row"):
+        read_rows(run, str(tmp_path / "empty.parquet"))
 
 
 def test_a_model_that_has_diverged_does_not_leave_out_all_the_rest(

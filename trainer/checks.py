@@ -7,6 +7,7 @@ from trainer.config import (
     ExportConfig,
     LossConfig,
     ModelConfig,
+    ReplayConfig,
     StartConfig,
     TrainConfig,
     TrainDataConfig,
@@ -229,3 +230,9 @@ def check_export_config(config: ExportConfig) -> None:
     require_one_of("run.accelerator", config.run.accelerator, devices)
     require_positive("export.batch_size_per_rank", config.export.batch_size_per_rank)
     require_positive("export.rows_per_shard", config.export.rows_per_shard)
+
+
+def check_replay_config(config: ReplayConfig) -> None:
+    """Raises a UserError for a value that is out of range."""
+    check_threads(config.run.threads)
+    require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))

@@ -17,6 +17,8 @@ from trainer.config.evaluate import (
     EvaluateConfig,
     EvaluationConfig,
     ExportConfig,
+    ReplayConfig,
+    RowsConfig,
 )
 from trainer.config.prepare import (
     CiteULikeConfig,
@@ -63,6 +65,8 @@ __all__ = [
     "OptimizerConfig",
     "PrepareConfig",
     "PreparedConfig",
+    "ReplayConfig",
+    "RowsConfig",
     "RunConfig",
     "ShardingConfig",
     "SplitConfig",

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from trainer.config.evaluate import EvaluateConfig, ExportConfig
+from trainer.config.evaluate import EvaluateConfig, ExportConfig, ReplayConfig
 from trainer.config.prepare import (
     CiteULikeConfig,
     ForeignConfig,
@@ -28,7 +28,7 @@ _PACKAGED = Path(__file__).parent.parent / "configs"
 CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent.parent / "configs")
 """Inside the package when installed from a wheel, beside it in a checkout."""
 
-Config = TypeVar("Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig)
+Config = TypeVar("Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig, ReplayConfig)
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -50,6 +50,7 @@ def register_configs() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
+    store.store(name="replay_schema", node=ReplayConfig)
     store.store(group="data", name="movielens_schema", node=MovieLensConfig)
     store.store(group="data", name="tabular_schema", node=TabularConfig)
     store.store(group="data", name="user_item_lists_schema", node=UserItemListsConfig)

@@ -1,4 +1,4 @@
-"""What `trainer.evaluate` and `trainer.export` are told: configs/evaluate.yaml and configs/export.yaml."""
+"""What `trainer.evaluate`, `trainer.export` and `trainer.replay` are told: the YAML of the same name in configs/."""
 
 from dataclasses import dataclass, field
 
@@ -65,3 +65,19 @@ class ExportConfig:
 
     run: CheckpointConfig = field(default_factory=CheckpointConfig)
     export: EmbeddingExportConfig = field(default_factory=EmbeddingExportConfig)
+
+
+@dataclass
+class RowsConfig:
+    """What is replayed."""
+
+    rows: str = MISSING
+    """A file of RUN/non_finite."""
+
+
+@dataclass
+class ReplayConfig:
+    """configs/replay.yaml."""
+
+    run: CheckpointConfig = field(default_factory=CheckpointConfig)
+    replay: RowsConfig = field(default_factory=RowsConfig)
