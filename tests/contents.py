@@ -28,9 +28,9 @@ def assert_same_contents(one: Path, other: Path) -> None:
         {name: value for name, value in contents(path).items() if not any(count in name for count in _COUNTS)}
         for path in (one, other)
     )
-    assert first.keys() == second.keys()
+    assert first.keys() == second.keys(), first.keys() ^ second.keys()
     different = [name for name, value in first.items() if not _same(value, second[name])]
-    assert not different
+    assert not different, different
 
 
 def _same(one: Any, other: Any) -> bool:
