@@ -14,7 +14,7 @@
 #                   torchrun compares host names)
 #   LOCAL_ADDR      address of this node as the others reach it                 (its host name)
 #   MAX_RESTARTS    times the processes are started again after a failure       (0)
-#   GRACE_SECONDS   what processes have to finish their step and save when this script is sent SIGTERM or SIGUSR1   (300)
+#   GRACE_SECONDS   what processes have to finish their step and save when this script is sent SIGTERM or SIGUSR1   (120)
 #
 # Exit status 75 (EX_TEMPFAIL) says that a training was ended by such a signal and has saved: start the same command again.
 set -euo pipefail
@@ -32,7 +32,7 @@ shift
 nnodes=${NNODES:-1}
 nproc=${NPROC_PER_NODE:-$(if command -v nvidia-smi >/dev/null; then echo gpu; else echo 1; fi)}
 topology=(--nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "${MAX_RESTARTS:-0}")
-topology+=(--signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" --shutdown-timeout "${GRACE_SECONDS:-300}")
+topology+=(--signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" --shutdown-timeout "${GRACE_SECONDS:-120}")
 
 if [[ $nnodes == 1 ]]; then
     topology+=(--standalone)

@@ -126,10 +126,13 @@ def test_a_second_signal_ends_at_once_even_a_process_that_hangs() -> None:
     assert "second signal" in stderr
 
 
-def test_where_nothing_is_trained_the_first_signal_ends() -> None:
+def test_where_nothing_is_trained_the_first_signal_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = tmp_path / "note"
+    monkeypatch.setenv("TRAINER_PREEMPTED_NOTE", str(note))
     process = hanging("prepares")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=10) == os.EX_TEMPFAIL
+    assert note.read_text() == "SIGUSR1\n"
 
 
 def test_handlers_are_put_back() -> None:

@@ -52,8 +52,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except Preempted as preempted:
-        if note := os.environ.get(PREEMPTED_NOTE):
-            Path(note).write_text(f"{preempted}\n")
+        note_preemption(str(preempted))
         if os.environ.get("RANK", "0") == "0":
             print(f"preempted: {preempted}", file=sys.stderr, flush=True)
         sys.exit(os.EX_TEMPFAIL)
@@ -74,6 +73,12 @@ def user_errors() -> Iterator[None]:
             raise
         end_with(f"{missing} is not installed. Remedy: on a GPU machine pip install 'two-tower-trainer[gpu]'; on "
                   "CPU pip install --no-deps torchrec==1.8.0, then pip install 'two-tower-trainer[cpu]'.")  # fmt: skip
+
+
+def note_preemption(told: str) -> None:
+    """Leaves word for launch/torchrun.sh that the same command is to be started again."""
+    if note := os.environ.get(PREEMPTED_NOTE):
+        Path(note).write_text(f"{told}\n")
 
 
 def end_with(message: str) -> NoReturn:

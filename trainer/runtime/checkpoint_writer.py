@@ -44,8 +44,6 @@ class CheckpointWriter:
         """Why the last checkpoint was not written, the same on every rank once the writing is over."""
         self.stall = 0.0
         """Seconds for which the last `save` kept training waiting."""
-        self.seconds = 0.0
-        """From the last `save` until its checkpoint was complete."""
 
     def save(
         self, model: DistributedModelParallel, rest: dict[str, Any], path: str | Path, then: Callable[[], None]
@@ -69,7 +67,7 @@ class CheckpointWriter:
         rest_bytes = io.BytesIO()  # which also copies the dense optimizer's state
         if dist.get_rank() == 0:
             torch.save(rest, rest_bytes)
-        arguments = (state, rest_bytes, Path(path), then, start)
+        arguments = (state, rest_bytes, Path(path), then)
         if self._in_background:
             self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
             self._thread.start()
@@ -88,9 +86,7 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(
-        self, state: dict[str, Any], rest: io.BytesIO, path: Path, then: Callable[[], None], start: float
-    ) -> None:
+    def _write(self, state: dict[str, Any], rest: io.BytesIO, path: Path, then: Callable[[], None]) -> None:
         partial = path.with_name(path.name + ".partial")
         try:
             needed = sum(self._together(lambda: _bytes(state) + rest.getbuffer().nbytes))
@@ -106,7 +102,6 @@ class CheckpointWriter:
             self.failure = (str(error) or repr(error)).splitlines()[0]
         if self.failure and dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)  # its room may be what the next one lacks
-        self.seconds = time.perf_counter() - start
 
     def _together(self, action: Callable[[], Result]) -> list[Result]:
         """What the action gives on each rank; where it fails on any, all fail."""

@@ -39,8 +39,6 @@ class Saving(Checkpoint):
         self._writer, self._signals = writer, signals
         self._best: dict[str, Any] = {}
         self._saved_step = 0
-        self.failures = 0
-        """Checkpoints that could not be written."""
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far."""
@@ -144,7 +142,6 @@ class Saving(Checkpoint):
         failure, self._writer.failure = self._writer.failure, None
         if failure is None:
             return
-        self.failures += 1
         newest = checkpoint.newest(self._config.dir)
         before = f"the one before, {newest.name}, is whole" if newest else "there is none before it"
         if at_the_end or self._config.on_failed_checkpoint == "stop":

@@ -7,6 +7,8 @@ import threading
 import time
 from types import FrameType
 
+from trainer.errors import note_preemption
+
 _SAME_EVENT = 0.25
 """Seconds within which a second signal is taken for the first: launchers pass on to their processes what these were
 sent as well."""
@@ -60,6 +62,7 @@ class Signals:
             if number not in _ASKED_BY:
                 continue
             if not self._training:
+                note_preemption(signal.Signals(number).name)
                 _end(number, os.EX_TEMPFAIL, "nothing is being trained")
             if self.received is None:
                 self.received, first = signal.Signals(number).name, time.monotonic()
