@@ -12,10 +12,10 @@ pip = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar of
 	|| { tail -n 30 $(LOG) >&2; printf 'the install failed; whole log: $(LOG)\n' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-chaos check format clean
+.PHONY: help demo test test-survival check format clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 demo: $(VENV)/.installed ## prepare, train over two processes, evaluate, export on generated data
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
@@ -23,8 +23,8 @@ demo: $(VENV)/.installed ## prepare, train over two processes, evaluate, export 
 test: $(VENV)/.installed-dev ## the whole test suite; ARGS="-k loss" narrows it
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
 
-test-chaos: $(VENV)/.installed-dev ## workers and nodes killed at random moments, some minutes
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m chaos $(ARGS)
+test-survival: $(VENV)/.installed-dev ## runs that are killed, preempted, stopped, out of disk
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m survival $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint and types: ruff, mypy, shellcheck, hadolint
 	$(BIN)/ruff check .

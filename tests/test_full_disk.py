@@ -10,6 +10,8 @@ from tests.commands import run, succeed
 from tests.contents import assert_same_contents
 from trainer.runtime import checkpoint
 
+pytestmark = pytest.mark.survival
+
 SETTINGS = ("data.global_batch_size=128", "run.validation_batch_size_per_rank=256", "run.monitor=val/recall@10",
             "run.epochs=1", "run.checkpoint_every_steps=8", "run.keep_checkpoints=9")  # fmt: skip
 

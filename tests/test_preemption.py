@@ -52,6 +52,7 @@ def validates(run_dir: Path) -> bool:
     return checkpoint.newest(run_dir) is not None and not (run_dir / "checkpoints" / checkpoint.BEST).exists()
 
 
+@pytest.mark.survival
 @pytest.mark.parametrize(
     ("sent", "moment", "more"),
     [
@@ -80,6 +81,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     assert (run_dir / "checkpoints" / "best.json").read_text() == (whole / "checkpoints" / "best.json").read_text()
 
 
+@pytest.mark.survival
 def test_the_launcher_ends_with_the_code_of_a_preempted_run(data: Path, tmp_path: Path) -> None:
     """SIGTERM to launch/torchrun.sh alone, which passes it on over torchrun to two ranks."""
     run_dir = tmp_path / "run"

@@ -154,7 +154,7 @@ class Job:
         return self.process.communicate(timeout=60)[1]
 
 
-@pytest.mark.slow
+@pytest.mark.survival
 def test_a_stopped_worker_ends_the_job_with_its_name(prepared: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     job = Job("trainer.train", f"data.dir={prepared}", f"run.dir={run_dir}", *TRAIN)
@@ -181,7 +181,7 @@ def test_a_stopped_worker_ends_the_job_with_its_name(prepared: Path, tmp_path: P
     assert "Thread" in stacks.read_text() and "in fit\n" in stacks.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.survival
 def test_a_reader_that_hangs_is_named_by_its_own_stack(prepared: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     job = Job("tests.stalling", "train", f"data.dir={prepared}", f"run.dir={run_dir}", *TRAIN)

@@ -1,6 +1,6 @@
 """Workers and whole nodes killed at random moments, until twenty have been: the run ends as the one that nothing hit.
 
-Not part of `make test`, for it takes minutes: `make test-chaos`.
+Not part of `make test`, for it takes minutes: `make test-survival`.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.commands import REPOSITORY, environment, succeed
 from tests.contents import assert_same_contents
 from trainer.runtime import checkpoint
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.survival
 
 VALIDATE = 40
 """Steps between validations, as the settings below have it."""
