@@ -230,6 +230,8 @@ def check_export_config(config: ExportConfig) -> None:
     require_one_of("run.accelerator", config.run.accelerator, devices)
     require_positive("export.batch_size_per_rank", config.export.batch_size_per_rank)
     require_positive("export.rows_per_shard", config.export.rows_per_shard)
+    require_positive("export.verify_rows", config.export.verify_rows)
+    require_one_of("export.dtype", config.export.dtype, ("float32", "float16", "int8"))
 
 
 def check_replay_config(config: ReplayConfig) -> None:

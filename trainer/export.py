@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN                                        RUN/item_embeddings/
 torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.side=query export.split=test    RUN/query_embeddings/
 python -m trainer.export run.dir=RUN export.side=table export.table=item_id                      RUN/table_item_id/
+
+Killed and started again, it writes what is missing. With export.verify=true it writes nothing, and proves the folder.
 """
 
 import hydra
@@ -26,7 +28,8 @@ def export(config: ExportConfig) -> None:
     """Writes the embeddings of the whole catalogue or of the queries of a split, or the rows of a table.
 
     Raises:
-        UserError: before any process group exists, if the run or its data is not as it must be.
+        UserError: before any process group exists, if the run or its data is not as it must be; after, if what was
+            to be verified is not what it says.
     """
     check_export_config(config)
     # after the config is known to be sound: these imports take seconds
@@ -34,6 +37,7 @@ def export(config: ExportConfig) -> None:
     from trainer.runtime.processes import find_processes, joined
     from trainer.runtime.quiet import quieten_libraries
     from trainer.runtime.shard_files import write_shards
+    from trainer.runtime.shard_proof import prove
     from trainer.runtime.shards import ItemShards, QueryShards, Shards, TableShards
 
     quieten_libraries()
@@ -48,12 +52,14 @@ def export(config: ExportConfig) -> None:
             shards = QueryShards(run, config)
         case _:
             shards = TableShards(run, config)
+    of_checkpoint = f"{shards.num_rows * shards.interests} {shards.told} of checkpoint {run.checkpoint.name}"
     with joined(processes):
-        shards.load(processes)
-        folder = write_shards(shards, run, config, processes)
+        if config.export.verify:
+            told = f"{of_checkpoint} {prove(shards, run, config, processes)}"
+        else:
+            told = f"{of_checkpoint} {write_shards(shards, run, config, processes)}"
     if processes.is_first:
-        number = shards.num_rows * shards.interests
-        print(f"{number} {shards.told} of checkpoint {run.checkpoint.name} written to {folder}")
+        print(told)
 
 
 if __name__ == "__main__":
