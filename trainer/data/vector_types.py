@@ -19,8 +19,8 @@ VECTOR_TYPES = ("float32", "float16", "int8")
 TOLERANCE = {"float32": 1e-4, "float16": 2**-11 + 1e-4, "int8": 0.5 / 127 + 1e-4}
 """How far an element may be from what the model gives anew, as a share of its row's largest absolute element. What is
 beyond the rounding allows for sums in another order: other ranks, other batches, a GPU."""
-_TINY = np.float32(2**-100)
-"""A row without anything larger is stored as zeros: its scale would be too small for a float32 to be exact."""
+_SMALLEST = {"float32": 2.0**-126, "float16": 2.0**-14, "int8": 2.0**-100}
+"""Rows without anything larger are less exact, and in int8 zeros: their scale would be too small for a float32."""
 
 
 class StoredRows:
@@ -47,8 +47,9 @@ class StoredRows:
         else:
             largest_R = np.abs(embedding_RD).max(axis=1, initial=0)
             fits_R = np.isfinite(largest_R)
-            self._scale_R[here] = np.where(largest_R > _TINY, largest_R / np.float32(127), 0)
-            per_scale_R = np.where(largest_R > _TINY, np.float32(127) / np.where(fits_R, largest_R, 1), 0)
+            largest_R = np.where(fits_R & (largest_R > _SMALLEST["int8"]), largest_R, np.float32(np.inf))
+            self._scale_R[here] = np.where(np.isinf(largest_R), 0, largest_R / np.float32(127))
+            per_scale_R = np.float32(127) / largest_R
             with np.errstate(invalid="ignore"):
                 self._values_RD[here] = np.rint(embedding_RD * per_scale_R[:, None]).astype(np.int8)
         self._filled = here.stop
@@ -73,6 +74,12 @@ def embeddings_of(table: pa.Table) -> NDArray[np.float32]:
     if "scale" in table.column_names:
         return stored_RD.astype(np.float32) * table["scale"].to_numpy()[:, None]
     return stored_RD.astype(np.float32)
+
+
+def shares_off(stored: pa.Table, embedding_RD: NDArray[np.float32], dtype: str) -> NDArray[np.float64]:
+    """[R] how far the farthest element of each row is from what it should be, to be compared with TOLERANCE."""
+    largest_R = np.abs(embedding_RD).max(axis=1).astype(np.float64)
+    return np.abs(embeddings_of(stored) - embedding_RD).max(axis=1) / np.maximum(largest_R, _SMALLEST[dtype])
 
 
 def parquet_settings(dtype: str, columns: Mapping[str, pa.Array]) -> dict[str, Any]:

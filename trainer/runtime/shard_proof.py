@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from trainer.config import ExportConfig
 from trainer.data.shares import steps_of_all
-from trainer.data.vector_types import TOLERANCE, embeddings_of
+from trainer.data.vector_types import TOLERANCE, shares_off
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
 from trainer.runtime.gather import gather_objects
@@ -82,10 +81,10 @@ def prove(shards: Shards, run: SavedRun, config: ExportConfig, processes: Proces
     _check_files(folder, manifest, shards, rows_of, processes)
     _refuse(folder, _repeated(folder, rows_of, next(iter(shards.columns))) if config.export.side != "query" and
             processes.is_first else [])  # fmt: skip
-    samples, tolerance = _samples(rows_of, config.export.verify_rows), TOLERANCE[manifest["dtype"]]
-    farthest = _check_samples(folder, shards, rows_of, samples, config.export.batch_size_per_rank, tolerance, processes)
+    samples, dtype = _samples(rows_of, config.export.verify_rows), manifest["dtype"]
+    farthest = _check_samples(folder, shards, rows_of, samples, config.export.batch_size_per_rank, dtype, processes)
     num_samples = sum(len(rows) for _, rows in samples) * shards.interests
-    return Proof(folder, len(rows_of), num_samples, farthest, tolerance)
+    return Proof(folder, len(rows_of), num_samples, farthest, TOLERANCE[dtype])
 
 
 def _check_files(folder: Path, manifest: Mapping[str, Any], shards: Shards, rows_of: Mapping[str, range],
@@ -101,7 +100,7 @@ def _check_files(folder: Path, manifest: Mapping[str, Any], shards: Shards, rows
 
 
 def _check_samples(folder: Path, shards: Shards, rows_of: Mapping[str, range], samples: Sequence[tuple[str, range]],
-                   batch_size: int, tolerance: float, processes: Processes) -> float:  # fmt: skip
+                   batch_size: int, dtype: str, processes: Processes) -> float:  # fmt: skip
     """Embeddings of some rows, computed anew; returns the most that any is off."""
     shards.load(processes)
     steps = steps_of_all(max(len(rows) for _, rows in samples), batch_size)
@@ -114,9 +113,10 @@ def _check_samples(folder: Path, shards: Shards, rows_of: Mapping[str, range], s
         anew_RD = torch.cat([*shards.embeddings(rows, steps)]).cpu().numpy()
         if not mine:
             continue
-        off_R = _off(folder / file, rows_of[file], rows, shards, anew_RD)
+        start = (rows.start - rows_of[file].start) * shards.interests
+        off_R = shares_off(pq.read_table(folder / file).slice(start, len(anew_RD)), anew_RD, dtype)
         farthest = max(farthest, float(off_R.max()))
-        for number in np.flatnonzero(~(off_R <= tolerance)):  # a NaN is not within it either
+        for number in np.flatnonzero(~(off_R <= TOLERANCE[dtype])):  # a NaN is not within it either
             row = rows.start + int(number) // shards.interests
             whose = ", ".join(f"{name} {ids[0]}" for name, ids in shards.identity(range(row, row + 1)).items())
             untrue.append(f"{file}: the embedding of {whose} is off by {off_R[number]:.1e} of its largest element")
@@ -194,14 +194,6 @@ def _samples(rows_of: Mapping[str, range], wanted: int) -> list[tuple[str, range
         start = int(rng.integers(rows.start, max(rows.start, rows.stop - wanted // len(places)) + 1))
         samples.append((file, rows[start - rows.start :][: -(-wanted // len(places))]))
     return samples
-
-
-def _off(path: Path, of_shard: range, rows: range, shards: Shards, anew_RD: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[R] the most that an element of a row is off, as a share of the row's largest."""
-    start = (rows.start - of_shard.start) * shards.interests
-    there_RD = embeddings_of(pq.read_table(path).slice(start, len(anew_RD)))
-    largest_R = np.abs(anew_RD).max(axis=1).astype(np.float64)
-    return np.abs(there_RD - anew_RD).max(axis=1) / np.where(largest_R > 0, largest_R, 1)
 
 
 def _refuse(folder: Path, mine: list[str]) -> None:
