@@ -45,7 +45,7 @@ def open_run(data: Path, run_dir: Path, step: int = 3) -> SavedRun:
     catalog = Catalog(data, SCHEMA)
     assembler = BatchAssembler(SCHEMA, FEATURES, catalog, settings.model)
     path = run_dir / "checkpoints" / checkpoint.name(step)
-    return SavedRun(settings, SCHEMA, str(data), path, catalog, assembler)
+    return SavedRun(settings, SCHEMA, SCHEMA, str(data), path, catalog, assembler)
 
 
 def asked(out: Path, settings: dict[str, Any]) -> ExportConfig:

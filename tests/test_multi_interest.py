@@ -29,7 +29,7 @@ def exported(processes: Processes, folder: Path, run_dir: Path) -> dict[str, flo
     assembler = BatchAssembler(SCHEMA, FEATURES, catalog, settings.model)
     path = run_dir / "checkpoints" / checkpoint.name(0)
     write_checkpoint(model, path)
-    run = SavedRun(settings, SCHEMA, str(folder), path, catalog, assembler)
+    run = SavedRun(settings, SCHEMA, SCHEMA, str(folder), path, catalog, assembler)
     for side, shards in (("item", ItemShards), ("query", QueryShards)):
         export = EmbeddingExportConfig(side=side, rows_per_shard=25, batch_size_per_rank=16)
         asked = ExportConfig(CheckpointConfig(dir=str(run_dir)), export)

@@ -79,7 +79,7 @@ def open_shards(
     schema = replace(SCHEMA, features=features)
     catalog = Catalog(data, schema)
     assembler = BatchAssembler(schema, FEATURES, catalog, config().model)
-    run = SavedRun(config(), schema, str(data), path, catalog, assembler)
+    run = SavedRun(config(), schema, schema, str(data), path, catalog, assembler)
     asked = EmbeddingExportConfig(side="table", table=table, rows_per_shard=ROWS_PER_SHARD)
     asked = ExportConfig(CheckpointConfig(dir=str(run_dir)), asked)
     return TableShards(run, asked), run, asked

@@ -225,6 +225,8 @@ def check_export_config(config: ExportConfig) -> None:
         raise UserError("export.table", None, "the name of a table for export.side=table", "set export.table=item_id")
     if side != "table" and table is not None:
         raise UserError("export.table", table, f"null for export.side={side}", "set export.side=table")
+    if config.export.since is not None and side != "item":
+        raise UserError("export.since", config.export.since, f"null for export.side={side}", "set export.side=item")
     # a table is read from files: a GPU would do nothing
     devices = ("auto", "cpu") if side == "table" else ("auto", "cpu", "gpu")
     require_one_of("run.accelerator", config.run.accelerator, devices)

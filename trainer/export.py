@@ -1,8 +1,9 @@
 """Checkpoint -> embeddings, or a table, as Parquet shards.
 
-torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN                                        RUN/item_embeddings/
-torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.side=query export.split=test    RUN/query_embeddings/
-python -m trainer.export run.dir=RUN export.side=table export.table=item_id                      RUN/table_item_id/
+torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN                                      RUN/item_embeddings/
+torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.since=FOLDER                  RUN/item_embeddings_since/
+torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.side=query export.split=test  RUN/query_embeddings/
+python -m trainer.export run.dir=RUN export.side=table export.table=item_id                    RUN/table_item_id/
 
 Killed and started again, it writes what is missing. With export.verify=true it writes nothing, and proves the folder.
 """
@@ -33,6 +34,7 @@ def export(config: ExportConfig) -> None:
     """
     check_export_config(config)
     # after the config is known to be sound: these imports take seconds
+    from trainer.runtime.changed_items import ChangedItems
     from trainer.runtime.loading import open_run
     from trainer.runtime.processes import find_processes, joined
     from trainer.runtime.quiet import quieten_libraries
@@ -43,7 +45,7 @@ def export(config: ExportConfig) -> None:
     quieten_libraries()
     side = config.export.side
     processes = find_processes("cpu" if side == "table" else config.run.accelerator, config.run.threads)
-    run = open_run(config.run)
+    run = open_run(config.run, may_extend=side == "item")
     shards: Shards
     match side:
         case "item":
@@ -52,14 +54,12 @@ def export(config: ExportConfig) -> None:
             shards = QueryShards(run, config)
         case _:
             shards = TableShards(run, config)
-    of_checkpoint = f"{shards.num_rows * shards.interests} {shards.told} of checkpoint {run.checkpoint.name}"
     with joined(processes):
-        if config.export.verify:
-            told = f"{of_checkpoint} {prove(shards, run, config, processes)}"
-        else:
-            told = f"{of_checkpoint} {write_shards(shards, run, config, processes)}"
+        if config.export.since is not None:
+            shards = ChangedItems(run, config)
+        done = (prove if config.export.verify else write_shards)(shards, run, config, processes)
     if processes.is_first:
-        print(told)
+        print(f"{shards.num_rows * shards.interests} {shards.told} of checkpoint {run.checkpoint.name} {done}")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ class EmbeddingExportConfig:
     dtype: str = "float32"
     """float32, float16, or int8 with a column `scale`, of which an embedding is nearly int8 * scale: an element is off
     by at most 1/254 of the largest of its row."""
+    since: str | None = None
+    """Item side: folder of an earlier export of all items by this model. Writes to RUN/item_embeddings_since the items
+    that are new or whose features have changed; the manifest lists those that are gone under `deleted`. With
+    run.data_dir, data that extends that of the run (data.extends): ids it was not trained on are out of vocabulary."""
     verify: bool = False
     """Writes nothing: proves that the folder is complete, as it was written, free of duplicates, and on a sample of its
     rows what the model gives."""

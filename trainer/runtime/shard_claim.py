@@ -37,7 +37,7 @@ def claim(shards: Shards, run: SavedRun, export: EmbeddingExportConfig) -> dict[
 
 def stretches(shards: Shards, rows_per_shard: int) -> dict[str, range]:
     """Which rows each shard has, by the name of its file."""
-    starts = range(0, shards.num_rows, rows_per_shard)
+    starts = range(0, max(shards.num_rows, 1), rows_per_shard)  # of no rows, one that is empty
     return {
         f"part-{k:05d}.parquet": range(start, min(start + rows_per_shard, shards.num_rows))
         for k, start in enumerate(starts)

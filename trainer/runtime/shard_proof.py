@@ -102,6 +102,8 @@ def _check_files(folder: Path, manifest: Mapping[str, Any], shards: Shards, rows
 def _check_samples(folder: Path, shards: Shards, rows_of: Mapping[str, range], samples: Sequence[tuple[str, range]],
                    batch_size: int, dtype: str, processes: Processes) -> float:  # fmt: skip
     """Embeddings of some rows, computed anew; returns the most that any is off."""
+    if not samples:
+        return 0.0
     shards.load(processes)
     steps = steps_of_all(max(len(rows) for _, rows in samples), batch_size)
     untrue: list[str] = []
@@ -193,7 +195,7 @@ def _samples(rows_of: Mapping[str, range], wanted: int) -> list[tuple[str, range
         rows = rows_of[file]
         start = int(rng.integers(rows.start, max(rows.start, rows.stop - wanted // len(places)) + 1))
         samples.append((file, rows[start - rows.start :][: -(-wanted // len(places))]))
-    return samples
+    return samples if samples[0][1] else []
 
 
 def _refuse(folder: Path, mine: list[str]) -> None:

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.config import ExportConfig
 from trainer.data.contract import list_parts
 from trainer.data.events import HeldOutReader
+from trainer.data.item_digests import item_digests
 from trainer.data.lists import lists_of
 from trainer.data.row_groups import one_array, open_events
 from trainer.data.schema import RAW_ITEM_ID, RAW_USER_ID, TARGETS
@@ -70,7 +72,7 @@ class _Embedded:
         self._model: nn.Module | None = None
         self.folder, self.told, self.interests = f"{side}_embeddings", f"{side} embeddings", interests
         self.dimension = run.config.model.embedding_dim
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "split": config.export.split if side == "query" else None,
             "metric": "inner_product",
             "normalized": run.config.model.normalize,
@@ -88,25 +90,36 @@ class _Embedded:
 
 
 class ItemShards(_Embedded):
-    """The whole catalogue, in its order."""
+    """The whole catalogue, in its order, with digests of what the model sees of each item.
 
-    def __init__(self, run: SavedRun, config: ExportConfig) -> None:
+    Args:
+        run: whose they are.
+        config: of the export.
+        catalog_rows: where it is not the whole catalogue.
+    """
+
+    def __init__(self, run: SavedRun, config: ExportConfig, catalog_rows: NDArray[np.int64] | None = None) -> None:
         super().__init__(run, config, interests=1)
-        self.num_rows = run.schema.num_items
-        self.columns: Mapping[str, str] = {"item_id": run.schema.item_id_type}
-        features = [feature for feature in run.assembler.features if feature.side == "candidate"]
+        self._rows: range | NDArray[np.int64] = range(run.schema.num_items) if catalog_rows is None else catalog_rows
+        self.num_rows = len(self._rows)
+        self.columns: Mapping[str, str] = {"item_id": run.schema.item_id_type, "digest": "int64"}
+        self._features = features = [feature for feature in run.assembler.features if feature.side == "candidate"]
         read = {RAW_ITEM_ID, *(f.name for f in features), *(f.weight_column for f in features if f.weighted)}
         checksums = {name: crc for name, crc in run.catalog.checksums().items() if name in read}
         self.data_fingerprint = digest(run.schema.fingerprint, checksums)
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
-        """The user's own ids."""
-        return {"item_id": self._run.catalog.raw_ids(np.arange(rows.start, rows.stop))}
+        """The user's own ids, and the digests."""
+        here, catalog = self._here(rows), self._run.catalog
+        return {"item_id": catalog.raw_ids(here), "digest": pa.array(item_digests(catalog, self._features, here))}
 
     def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
         """Through the item tower."""
         assert self._model is not None
-        return embed_items(self._model, self._run.assembler, rows, steps, self._batch_size, self._device)
+        return embed_items(self._model, self._run.assembler, self._here(rows), steps, self._batch_size, self._device)
+
+    def _here(self, rows: range) -> NDArray[np.int64]:
+        return np.asarray(self._rows[rows.start : rows.stop], np.int64)
 
 
 class QueryShards(_Embedded):
