@@ -70,9 +70,9 @@ def test_the_same_bytes_from_any_number_of_ranks(
 def test_the_manifest_says_what_the_shards_are(whole: Path, run_dir: Path) -> None:
     manifest = json.loads((whole / "_manifest.json").read_text())
     shards = [pq.read_table(whole / file) for file in FILES]
-    assert manifest["schema"] == {"item_id": "string", "embedding": "fixed_size_list<float32>[8]"}
+    assert manifest["schema"] == {"item_id": "string", "digest": "int64", "embedding": "fixed_size_list<float32>[8]"}
     assert shards[0].schema.names == [*manifest["schema"]]
-    assert shards[0].schema.types == [pa.string(), pa.list_(pa.float32(), 8)]
+    assert shards[0].schema.types == [pa.string(), pa.int64(), pa.list_(pa.float32(), 8)]
     assert manifest["shards"] == [
         {"file": file, "num_rows": len(shard), "bytes": (whole / file).stat().st_size,
          "sha256": hashlib.sha256((whole / file).read_bytes()).hexdigest()}
@@ -207,7 +207,7 @@ def forge(folder: Path, file: str, change: Callable[[np.ndarray], None]) -> None
     rows_RD = np.stack(table["embedding"].to_numpy(zero_copy_only=False)).copy()
     change(rows_RD)
     column = pa.FixedSizeListArray.from_arrays(pa.array(rows_RD.reshape(-1)), rows_RD.shape[1])
-    pq.write_table(table.set_column(1, "embedding", column), folder / file)
+    pq.write_table(table.set_column(table.column_names.index("embedding"), "embedding", column), folder / file)
     manifest = json.loads((folder / "_manifest.json").read_text())
     for shard in manifest["shards"]:
         content = (folder / shard["file"]).read_bytes()

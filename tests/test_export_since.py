@@ -34,8 +34,8 @@ from trainer.runtime.loading import open_run
 from trainer.runtime.processes import Processes
 from trainer.runtime.shard_files import write_shards
 from trainer.runtime.shard_proof import prove
-from trainer.runtime.shards import ItemShards
 from trainer.runtime.sharding import shard
+from trainer.runtime.shards import ItemShards
 
 FEATURES = {
     "price": candidate("numeric"),

@@ -1,9 +1,9 @@
 """Checkpoint -> embeddings, or a table, as Parquet shards.
 
-torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN                                      RUN/item_embeddings/
-torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.since=FOLDER                  RUN/item_embeddings_since/
-torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.side=query export.split=test  RUN/query_embeddings/
-python -m trainer.export run.dir=RUN export.side=table export.table=item_id                    RUN/table_item_id/
+torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN                                       RUN/item_embeddings/
+torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.since=EARLIER            RUN/item_embeddings_since/
+torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.side=query export.split=test   RUN/query_embeddings/
+python -m trainer.export run.dir=RUN export.side=table export.table=item_id                     RUN/table_item_id/
 
 Killed and started again, it writes what is missing. With export.verify=true it writes nothing, and proves the folder.
 """
