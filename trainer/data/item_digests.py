@@ -12,6 +12,9 @@ from trainer.data.schema import Feature
 
 # n items, C dense columns
 
+_AT_ONCE = 4096
+"""Items; what is made of their features on the way is twice as large as these."""
+
 
 def item_digests(catalog: Catalog, features: Sequence[Feature], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """int64 [n], equal for items whose features are equal bit for bit, and for hardly any others.
@@ -21,6 +24,11 @@ def item_digests(catalog: Catalog, features: Sequence[Feature], rows: NDArray[np
         features: of the candidate side, as the model knows them.
         rows: int64 [n], catalogue rows.
     """
+    parts = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
+    return np.concatenate([np.empty(0, np.int64), *(_digests(catalog, features, part) for part in parts)])
+
+
+def _digests(catalog: Catalog, features: Sequence[Feature], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     digest_n = np.zeros(len(rows), np.uint64)
     for feature in features:
         if feature.is_sparse:

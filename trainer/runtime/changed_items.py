@@ -20,9 +20,6 @@ from trainer.runtime.shard_claim import model_fingerprint
 from trainer.runtime.shard_folder import MANIFEST, SUCCESS, read_manifest
 from trainer.runtime.shards import ItemShards
 
-_AT_ONCE = 100_000
-"""Items whose digests are compared at a time."""
-
 
 class ChangedItems(ItemShards):
     """Those that an index filled by the earlier export lacks or has otherwise; all ranks make it together.
@@ -74,13 +71,8 @@ def _compare(run: SavedRun, before: pa.Table) -> tuple[NDArray[np.int64], list[A
     catalog, features = run.catalog, [f for f in run.assembler.features if f.side == "candidate"]
     ids = catalog.raw_ids(np.arange(len(catalog)))
     place = pc.index_in(ids, before["item_id"].combine_chunks()).fill_null(-1).to_numpy(zero_copy_only=False)
-    digest = before["digest"].to_numpy()
-    changed = []
-    for start in range(0, len(catalog), _AT_ONCE):
-        rows = np.arange(start, min(start + _AT_ONCE, len(catalog)))
-        here = place[rows]
-        same = (here >= 0) & (digest[here] == item_digests(catalog, features, rows))
-        changed.append(rows[~same])
+    rows = np.arange(len(catalog))
+    same = (place >= 0) & (before["digest"].to_numpy()[place] == item_digests(catalog, features, rows))
     is_there = np.zeros(len(before), bool)
     is_there[place[place >= 0]] = True
-    return np.concatenate(changed), before["item_id"].filter(pa.array(~is_there)).to_pylist()
+    return rows[~same], before["item_id"].filter(pa.array(~is_there)).to_pylist()
