@@ -317,9 +317,7 @@ def test_a_full_disk_is_told_and_with_room_the_export_goes_on(
     np.testing.assert_array_equal(found.reshape(-1, 64), rows_ND)
 
 
-def test_a_folder_that_cannot_be_written_is_told(
-    ranks: RankPool, prepared: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_cannot_be_written_is_told_on_every_rank(ranks: RankPool, prepared: Path, run_dir: Path) -> None:
     told = ranks.run(2, exports.export_given, np.ones((8, 4), np.float32), prepared, run_dir, Path("/proc"), {})
     assert told[0] == told[1] and told[0][0] in (errno.ENOENT, errno.EACCES, errno.EPERM)
 

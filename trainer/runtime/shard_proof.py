@@ -29,7 +29,7 @@ from trainer.runtime.shard_claim import claim, stretches
 from trainer.runtime.shard_folder import MANIFEST, SUCCESS, read_manifest
 from trainer.runtime.shards import Shards
 
-_TOLD, _SEED = 5, 0
+_TOLD, _SHOWN, _SEED = 5, 80, 0
 _AGAIN = "remove the files named, and give the same command without export.verify: it writes what is missing"
 
 
@@ -138,7 +138,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _refuse_other_claim(folder: Path, manifest: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     stated = {name: value for name, value in manifest.items() if name != "shards"}
     others = [
-        f"{name} is {stated.get(name)}, not {expected.get(name)}"
+        f"{name} is {str(stated.get(name))[:_SHOWN]}, not {str(expected.get(name))[:_SHOWN]}"
         for name in sorted(stated.keys() | expected.keys())
         if stated.get(name) != expected.get(name)
     ]
