@@ -34,9 +34,8 @@ def train(processes: Processes, data: Path, run_dir: Path) -> None:
         run_dir.mkdir(parents=True)
         run_directory.write(run_dir, run_directory.CONFIG, to_yaml(settings))
         run_directory.write(run_dir, run_directory.SCHEMA, SCHEMA.to_json())
-    model = None
     for steps in (3, 4):
-        model, _ = trained(processes, settings, data, steps=steps - (3 if model else 0), model=model)
+        model, _ = trained(processes, settings, data, steps)
         write_checkpoint(model, run_dir / "checkpoints" / checkpoint.name(steps))
 
 

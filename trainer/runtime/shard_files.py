@@ -29,7 +29,7 @@ from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
 from trainer.runtime.shard_claim import claim, stretches
 from trainer.runtime.shard_folder import ShardFolder, place_durably
-from trainer.runtime.shards import Shards
+from trainer.runtime.shards import Shards, named
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def _write_shard(path: Path, shards: Shards, rows: range, embeddings: Iterator[T
     for embedding_RD in embeddings:
         unfit = stored.append(embedding_RD.cpu().numpy())
         if unfit is not None:
-            row = rows.start + unfit // shards.interests
-            whose = " ".join(f"{name} {ids[0]}" for name, ids in shards.identity(range(row, row + 1)).items())
+            whose = named(shards, rows.start + unfit // shards.interests)
             expected = f"finite embeddings that it can hold; that of {whose} is not"
             raise UserError("export.dtype", dtype, expected, "set export.dtype=float32, or name another checkpoint")
     columns = {**shards.identity(rows), **stored.columns()}

@@ -27,7 +27,7 @@ from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
 from trainer.runtime.shard_claim import claim, stretches
 from trainer.runtime.shard_folder import MANIFEST, SUCCESS, read_manifest
-from trainer.runtime.shards import Shards
+from trainer.runtime.shards import Shards, named
 
 _TOLD, _SHOWN, _SEED = 5, 80, 0
 _AGAIN = "remove the files named, and give the same command without export.verify: it writes what is missing"
@@ -119,8 +119,7 @@ def _check_samples(folder: Path, shards: Shards, rows_of: Mapping[str, range], s
         off_R = shares_off(pq.read_table(folder / file).slice(start, len(anew_RD)), anew_RD, dtype)
         farthest = max(farthest, float(off_R.max()))
         for number in np.flatnonzero(~(off_R <= TOLERANCE[dtype])):  # a NaN is not within it either
-            row = rows.start + int(number) // shards.interests
-            whose = ", ".join(f"{name} {ids[0]}" for name, ids in shards.identity(range(row, row + 1)).items())
+            whose = named(shards, rows.start + int(number) // shards.interests)
             untrue.append(f"{file}: the embedding of {whose} is off by {off_R[number]:.1e} of its largest element")
     _refuse(folder, untrue)
     return max(gather_objects(farthest))

@@ -21,6 +21,7 @@ from trainer.data.schema import RAW_ITEM_ID, RAW_USER_ID, TARGETS
 from trainer.data.table_ids import TableIds
 from trainer.errors import UserError
 from trainer.runtime.embedding import embed_items
+from trainer.runtime.exact_pooling import pool_exactly
 from trainer.runtime.loading import SavedRun, load_model, refuse_damaged
 from trainer.runtime.lockstep import in_lockstep
 from trainer.runtime.processes import Processes
@@ -70,6 +71,7 @@ class _Embedded:
         side = config.export.side
         self._run, self._batch_size = run, config.export.batch_size_per_rank
         self._model: nn.Module | None = None
+        self._sides = ("candidate",) if side == "item" else ("query", "candidate")  # whose features are looked up
         self.folder, self.told, self.interests = f"{side}_embeddings", f"{side} embeddings", interests
         self.dimension = run.config.model.embedding_dim
         self.facts: dict[str, Any] = {
@@ -82,7 +84,10 @@ class _Embedded:
     def load(self, processes: Processes) -> None:
         """The model, its tables spread over the processes."""
         if self._model is None:
-            self.use(load_model(self._run, self._batch_size, processes), processes.device)
+            model = load_model(self._run, self._batch_size, processes)
+            if any(feature.is_list for feature in self._run.assembler.features if feature.side in self._sides):
+                pool_exactly(model)
+            self.use(model, processes.device)
 
     def use(self, model: nn.Module, device: torch.device) -> None:
         """Takes a model in evaluation mode that is there already."""
@@ -202,6 +207,12 @@ class TableShards:
     def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
         """As they are in the checkpoint."""
         yield self._saved.read(rows)
+
+
+def named(shards: Shards, row: int) -> str:
+    """A row, by its number and the first of the columns that say whose it is."""
+    name, ids = next(iter(shards.identity(range(row, row + 1)).items()))
+    return f"row {row}, {name} {ids[0]},"
 
 
 def digest(*of: Any) -> str:
