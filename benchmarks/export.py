@@ -21,7 +21,7 @@ from pathlib import Path
 import workload
 
 BATCH, SHARD = 4096, 100_000
-TIMES = 5
+TIMES = 3
 
 
 def ours(run_dir: Path) -> tuple[float, float]:

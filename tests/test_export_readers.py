@@ -85,7 +85,7 @@ def test_duckdb(folders: dict[str, Path], dtype: str) -> None:
         "SELECT b.item_id FROM items a, items b WHERE a.item_id = 7 "
         "ORDER BY array_inner_product(a.embedding, b.embedding) DESC LIMIT 1"
     )
-    assert dtype == "int8" or nearest.fetchone() == (7,)
+    assert dtype == "int8" or nearest.fetchall() == [(7,)]
 
 
 @DTYPES

@@ -60,6 +60,11 @@ CHANGED = [3, 4, 5, 8, 9, 10, 11]
 """A price, a brand that is unknown, another order of tags, a tag more; and the new ones."""
 
 
+def tuesday_events() -> Columns:
+    """The first two of each user train."""
+    return events_of(1, 2, 3, 4) | {"item_id": [3, 9, 7, 1] * 4}
+
+
 def save(processes: Processes, data: Path, run_dir: Path) -> None:
     """A run of an untrained model of Monday's data, with two checkpoints."""
     schema, tower = read_schema(data), TowerConfig(hidden=[8])
@@ -95,11 +100,9 @@ def export(
 def folder(ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With monday/out, tuesday/out, a run on Monday's data, and exports of all items: full/monday, full/tuesday."""
     folder = tmp_path_factory.mktemp("days")
-    tuesday_events = events_of(1, 2, 3, 4)
-    tuesday_events["item_id"] = [3, 9, 7, 1] * 4
     for day, events, items, settings in (
         ("monday", events_of(1, 2, 3, 4, events=6), MONDAY, {}),
-        ("tuesday", tuesday_events, TUESDAY, {"extends": str(folder / "monday" / "out")}),
+        ("tuesday", tuesday_events(), TUESDAY, {"extends": str(folder / "monday" / "out")}),
     ):
         (folder / day).mkdir()
         prepare_shop(folder / day, events, items, features=FEATURES, **settings)
@@ -143,7 +146,8 @@ def test_what_is_new_or_changed_is_written_and_what_is_gone_listed(
 def test_ids_that_the_model_was_not_trained_on_are_out_of_vocabulary(folder: Path) -> None:
     """9 and 11 have the features of 7, which had no events on Monday; 9 has a row in the vocabulary by now."""
     before, after = (vectors(folder / "full" / day / "item_embeddings") for day in ("monday", "tuesday"))
-    assert read_schema(folder / "tuesday" / "out").item_id.num_embeddings > 7
+    rows = {day: read_schema(folder / day / "out").item_id.num_embeddings for day in ("monday", "tuesday")}
+    assert rows["tuesday"] == rows["monday"] + 1
     for item in (7, 9, 11):
         np.testing.assert_allclose(after[item], before[7], atol=1e-6)
     assert max(abs(np.subtract(after[4], before[4]))) > 1e-3
@@ -175,7 +179,7 @@ def test_exports_to_which_nothing_can_be_added_are_refused(ranks: RankPool, fold
 
 def test_data_that_does_not_extend_the_runs_is_refused(ranks: RankPool, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    prepare_shop(tmp_path / "other", events_of(1, 2, 3, 4), TUESDAY, features=FEATURES)
+    prepare_shop(tmp_path / "other", tuesday_events(), TUESDAY, features=FEATURES)
     before = folder / "full" / "monday" / "item_embeddings"
     told = ranks.run(1, export, folder / "run", tmp_path / "other" / "out", tmp_path, before)[0]
     assert "run.data_dir=" in told and "data with the features it was trained on" in told
