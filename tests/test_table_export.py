@@ -36,7 +36,7 @@ VOCABULARIES = {
     "hour": pa.array([*range(24)]),
     "genres": pa.array(["drama", "comedy", "noir", "", "crime"], pa.large_string()),
 }
-SHARDED = {"user_id": 3, "item_id": 3, "hour": 1, "genres": 1}
+SHARDED = {"user_id": 3, "item_id": 3, "hour": 1, "genres": 3}
 """Pieces of each as three ranks save them."""
 
 
