@@ -113,7 +113,7 @@ def test_shards_are_the_same_bytes_from_any_number_of_ranks(two_tower: Path) -> 
     folder, files = two_tower / "item_embeddings", {}
     for ranks in (1, 2, 3):
         succeed("trainer.export", f"run.dir={two_tower}", "export.rows_per_shard=450", ranks=ranks)
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "_manifest.json").read_text())
         assert [shard["num_rows"] for shard in manifest["shards"]] == [450] * 4 + [200]
         files[ranks] = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     assert files[1].keys() == files[2].keys() == files[3].keys()

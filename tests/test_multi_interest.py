@@ -7,11 +7,12 @@ import pytest
 
 from tests.prepared import FEATURES, ITEMS, ROWS, SCHEMA
 from tests.ranks import RankPool
-from tests.training import config, metrics, sharded_model
+from tests.training import config, metrics, sharded_model, write_checkpoint
 from trainer.config import CheckpointConfig, EmbeddingExportConfig, ExportConfig, HistoryConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.schema import SEEN, TARGETS
+from trainer.runtime import checkpoint
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
 from trainer.runtime.shard_files import write_shards
@@ -26,7 +27,9 @@ def exported(processes: Processes, folder: Path, run_dir: Path) -> dict[str, flo
     model = sharded_model(processes, settings).eval()
     catalog = Catalog(folder, SCHEMA)
     assembler = BatchAssembler(SCHEMA, FEATURES, catalog, settings.model)
-    run = SavedRun(settings, SCHEMA, str(folder), Path("untrained"), catalog, assembler)
+    path = run_dir / "checkpoints" / checkpoint.name(0)
+    write_checkpoint(model, path)
+    run = SavedRun(settings, SCHEMA, SCHEMA, str(folder), path, catalog, assembler)
     for side, shards in (("item", ItemShards), ("query", QueryShards)):
         export = EmbeddingExportConfig(side=side, rows_per_shard=25, batch_size_per_rank=16)
         asked = ExportConfig(CheckpointConfig(dir=str(run_dir)), export)
@@ -39,8 +42,7 @@ def exported(processes: Processes, folder: Path, run_dir: Path) -> dict[str, flo
 def test_exported_interests_reproduce_the_metrics(ranks: RankPool, prepared: Path, tmp_path: Path) -> None:
     """The best of a query's rows, multiplied and sorted in numpy, gives what evaluation says."""
     told = ranks.run(2, exported, prepared, tmp_path)[0]
-    items, queries = (pq.read_table(sorted((tmp_path / f"{side}_embeddings").glob("part-*"))) for side in
-                      ("item", "query"))  # fmt: skip
+    items, queries = (pq.read_table(tmp_path / f"{side}_embeddings") for side in ("item", "query"))
     events = pq.read_table(prepared / "events" / "test").to_pylist()
     assert queries.column_names == ["user_id", "row", "interest", "target_item_ids", "embedding"]
     assert queries["row"].to_pylist() == [row for row in range(ROWS["test"]) for _ in range(INTERESTS)]
@@ -48,7 +50,7 @@ def test_exported_interests_reproduce_the_metrics(ranks: RankPool, prepared: Pat
     assert queries["user_id"].to_pylist() == [event["raw_user_id"] for event in events for _ in range(INTERESTS)]
     named = [[f"item-{row}" for row in event[TARGETS]] for event in events for _ in range(INTERESTS)]
     assert queries["target_item_ids"].to_pylist() == named
-    manifest = json.loads((tmp_path / "query_embeddings" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "query_embeddings" / "_manifest.json").read_text())
     assert (manifest["interests"], manifest["num_rows"]) == (INTERESTS, INTERESTS * ROWS["test"])
     assert [shard["num_rows"] for shard in manifest["shards"]] == [75, 75, 30]
 

@@ -1,5 +1,6 @@
 """Tables of a checkpoint as Parquet, against the whole tables gathered from the model that was saved."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ VOCABULARIES = {
     "hour": pa.array([*range(24)]),
     "genres": pa.array(["drama", "comedy", "noir", "", "crime"], pa.large_string()),
 }
-SHARDED = {"user_id": 3, "item_id": 3, "hour": 1, "genres": 1}
+SHARDED = {"user_id": 3, "item_id": 3, "hour": 1, "genres": 3}
 """Pieces of each as three ranks save them."""
 
 
@@ -78,7 +79,7 @@ def open_shards(
     schema = replace(SCHEMA, features=features)
     catalog = Catalog(data, schema)
     assembler = BatchAssembler(schema, FEATURES, catalog, config().model)
-    run = SavedRun(config(), schema, str(data), path, catalog, assembler)
+    run = SavedRun(config(), schema, schema, str(data), path, catalog, assembler)
     asked = EmbeddingExportConfig(side="table", table=table, rows_per_shard=ROWS_PER_SHARD)
     asked = ExportConfig(CheckpointConfig(dir=str(run_dir)), asked)
     return TableShards(run, asked), run, asked
@@ -86,12 +87,11 @@ def open_shards(
 
 def export(processes: Processes, data: Path, path: Path, run_dir: Path, table: str, hashed: bool = False) -> None:
     shards, run, asked = open_shards(data, path, run_dir, table, hashed)
-    shards.load(processes)
     write_shards(shards, run, asked, processes)
 
 
 def read(folder: Path) -> pa.Table:
-    return pq.read_table(sorted(folder.glob("part-*.parquet")))
+    return pq.read_table(folder)
 
 
 @pytest.mark.parametrize("table", VOCABULARIES)
@@ -118,10 +118,22 @@ def test_rows_are_those_of_the_whole_table_beside_the_ids_that_they_are_of(
     np.testing.assert_array_equal(np.stack(found["embedding"].to_numpy(zero_copy_only=False)), whole)
     assert len({row.tobytes() for row in whole}) == len(whole), "rows that could be confused"
     sizes = [min(ROWS_PER_SHARD, len(whole) - start) for start in range(0, len(whole), ROWS_PER_SHARD)]
-    assert json.loads(files[0]["manifest.json"]) == {
-        "checkpoint": checkpoint.name(3), "side": "table", "table": table, "dimension": whole.shape[1],
-        "columns": [table, "embedding"], "num_rows": len(whole),
-        "shards": [{"file": f"part-{k:05d}.parquet", "num_rows": rows} for k, rows in enumerate(sizes)],
+    manifest = json.loads(files[0].pop("_manifest.json"))
+    shards = {shard.pop("file"): shard for shard in manifest.pop("shards")}
+    assert [shard.pop("num_rows") for shard in shards.values()] == sizes
+    assert files[0].pop("_SUCCESS") == b""
+    assert shards == {
+        file: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for file, content in files[0].items()
+    }
+    assert len({manifest.pop(digest) for digest in ("model", "data")}) == 2
+    assert manifest == {
+        "format": 1, "checkpoint": checkpoint.name(3), "step": 3, "side": "table", "table": table, "metric": None,
+        "dimension": whole.shape[1], "dtype": "float32", "num_rows": len(whole), "rows_per_shard": ROWS_PER_SHARD,
+        "schema": {
+            table: "int64" if isinstance(ids[0], int) else "string",
+            "embedding": f"fixed_size_list<float32>[{whole.shape[1]}]",
+        },
     }  # fmt: skip
 
 

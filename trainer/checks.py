@@ -225,11 +225,15 @@ def check_export_config(config: ExportConfig) -> None:
         raise UserError("export.table", None, "the name of a table for export.side=table", "set export.table=item_id")
     if side != "table" and table is not None:
         raise UserError("export.table", table, f"null for export.side={side}", "set export.side=table")
+    if config.export.since is not None and side != "item":
+        raise UserError("export.since", config.export.since, f"null for export.side={side}", "set export.side=item")
     # a table is read from files: a GPU would do nothing
     devices = ("auto", "cpu") if side == "table" else ("auto", "cpu", "gpu")
     require_one_of("run.accelerator", config.run.accelerator, devices)
     require_positive("export.batch_size_per_rank", config.export.batch_size_per_rank)
     require_positive("export.rows_per_shard", config.export.rows_per_shard)
+    require_positive("export.verify_rows", config.export.verify_rows)
+    require_one_of("export.dtype", config.export.dtype, ("float32", "float16", "int8"))
 
 
 def check_replay_config(config: ReplayConfig) -> None:

@@ -12,6 +12,11 @@ from typing import NoReturn
 PREEMPTED_NOTE = "TRAINER_PREEMPTED_NOTE"
 """Environment variable with the file to write to when a run is preempted."""
 _SECONDS_FOR_THE_FIRST = 10
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, and give the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow this user to read and write there"),
+}
+"""Of what the file system refuses."""
 
 
 class UserError(ValueError):
@@ -64,9 +69,9 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         end_with(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _REMEDIES:
             raise
-        end_with(f"{error.filename or 'a file'}: {error.strerror}. Remedy: make room, and give the same command again.")
+        end_with(f"{error.filename or 'a file'}: {error.strerror}. Remedy: {_REMEDIES[error.errno]}.")
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing not in ("torchrec", "fbgemm_gpu"):

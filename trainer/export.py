@@ -1,8 +1,11 @@
 """Checkpoint -> embeddings, or a table, as Parquet shards.
 
-torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN                                        RUN/item_embeddings/
-torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.side=query export.split=test    RUN/query_embeddings/
-python -m trainer.export run.dir=RUN export.side=table export.table=item_id                      RUN/table_item_id/
+torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN                                       RUN/item_embeddings/
+torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.since=EARLIER            RUN/item_embeddings_since/
+torchrun --nproc-per-node 2 -m trainer.export run.dir=RUN export.side=query export.split=test   RUN/query_embeddings/
+python -m trainer.export run.dir=RUN export.side=table export.table=item_id                     RUN/table_item_id/
+
+Killed and started again, it writes what is missing. With export.verify=true it writes nothing, and proves the folder.
 """
 
 import hydra
@@ -26,20 +29,23 @@ def export(config: ExportConfig) -> None:
     """Writes the embeddings of the whole catalogue or of the queries of a split, or the rows of a table.
 
     Raises:
-        UserError: before any process group exists, if the run or its data is not as it must be.
+        UserError: before any process group exists, if the run or its data is not as it must be; after, if what was
+            to be verified is not what it says.
     """
     check_export_config(config)
     # after the config is known to be sound: these imports take seconds
+    from trainer.runtime.changed_items import ChangedItems
     from trainer.runtime.loading import open_run
     from trainer.runtime.processes import find_processes, joined
     from trainer.runtime.quiet import quieten_libraries
     from trainer.runtime.shard_files import write_shards
+    from trainer.runtime.shard_proof import prove
     from trainer.runtime.shards import ItemShards, QueryShards, Shards, TableShards
 
     quieten_libraries()
     side = config.export.side
     processes = find_processes("cpu" if side == "table" else config.run.accelerator, config.run.threads)
-    run = open_run(config.run)
+    run = open_run(config.run, may_extend=side == "item")
     shards: Shards
     match side:
         case "item":
@@ -49,11 +55,11 @@ def export(config: ExportConfig) -> None:
         case _:
             shards = TableShards(run, config)
     with joined(processes):
-        shards.load(processes)
-        folder = write_shards(shards, run, config, processes)
+        if config.export.since is not None:
+            shards = ChangedItems(run, config)
+        done = (prove if config.export.verify else write_shards)(shards, run, config, processes)
     if processes.is_first:
-        number = shards.num_rows * shards.interests
-        print(f"{number} {shards.told} of checkpoint {run.checkpoint.name} written to {folder}")
+        print(f"{shards.num_rows * shards.interests} {shards.told} of checkpoint {run.checkpoint.name} {done}")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,18 @@ class EmbeddingExportConfig:
     interests."""
     batch_size_per_rank: int = 4096
     """Item and query side: rows a rank embeds at a time."""
+    dtype: str = "float32"
+    """float32, float16, or int8 with a column `scale`, of which an embedding is nearly int8 * scale: an element is off
+    by at most 1/254 of the largest of its row."""
+    since: str | None = None
+    """Item side: folder of an earlier export of all items by this model. Writes to RUN/item_embeddings_since the items
+    that are new or whose features have changed; the manifest lists those that are gone under `deleted`. With
+    run.data_dir, data that extends that of the run (data.extends): ids it was not trained on are out of vocabulary."""
+    verify: bool = False
+    """Writes nothing: proves that the folder is complete, as it was written, free of duplicates, and on a sample of its
+    rows what the model gives."""
+    verify_rows: int = 1000
+    """That sample's, spread over the shards."""
 
 
 @dataclass

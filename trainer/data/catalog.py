@@ -1,5 +1,6 @@
 """The items, memory-mapped: all processes of a node share one copy in the page cache."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ class Catalog:
             name, (row, value, expected) = unlike
             raise UserError(f"{path} column {name} row {row}", value, expected, remedy)
         self._num_events = schema.num_events["train"]
+        self._num_embeddings = {feature.name: feature.num_embeddings for feature in schema.features}
 
     def _check(self, path: Path, name: str, column: Column, remedy: str) -> None:
         """Looks at all that memory is later addressed by; not at floats, which may be more than one wants to read."""
@@ -107,7 +109,16 @@ class Catalog:
         return found
 
     def sparse(self, feature: Feature, rows: np.ndarray) -> Ragged:
-        """Table rows of a feature, a list for each catalogue row; out-of-vocabulary or none for row -1."""
+        """Table rows of a feature, a list for each catalogue row; out-of-vocabulary or none for row -1.
+
+        The feature may be that of a folder which this one extends: of its table, rows beyond are out of vocabulary.
+        """
+        found = self._sparse(feature, rows)
+        if feature.num_embeddings < self._num_embeddings[feature.name]:
+            return replace(found, values=np.where(found.values < feature.num_embeddings, found.values, 0))
+        return found
+
+    def _sparse(self, feature: Feature, rows: np.ndarray) -> Ragged:
         column = self._column(feature.name)
         if not feature.is_list:
             return Ragged(np.where(rows < 0, 0, column.to_numpy()[rows]), np.ones(len(rows), np.int64))

@@ -80,6 +80,19 @@ def checksum(file: Path) -> dict[str, Any] | None:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def written_checksums(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of every file of a checkpoint, as noted when it was written.
+
+    Raises:
+        UserError: they are not there any more.
+    """
+    try:
+        return json.loads((path / CHECKSUMS).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError("run.checkpoint", path, f"its {CHECKSUMS} as written ({error})",
+                        "bring the file back, or name another checkpoint") from None  # fmt: skip
+
+
 def damaged_files(path: str | Path) -> list[str]:
     """Files of a checkpoint that are not as they were written; each rank reads its share, all learn the same."""
     path, rank, world_size = Path(path), dist.get_rank(), dist.get_world_size()
@@ -95,6 +108,11 @@ def damaged_files(path: str | Path) -> list[str]:
 def name(step: int) -> str:
     """Folder name of the checkpoint of a step."""
     return f"step-{step:09d}"
+
+
+def step(path: Path) -> int:
+    """Steps after which a checkpoint was saved."""
+    return int(path.name.removeprefix("step-"))
 
 
 def names(folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ _STRUCTURE = (
 _ELSEWHERE = ("model.query.features", "model.candidate.features", "model.categorical_dim", "model.table_dims")
 _OF_THE_RUN = ("optimizer.schedule", "optimizer.warmup_steps")
 # Of a feature that keeps its name; `num_embeddings` may grow.
-_MEANING = ("side", "kind", "table", "hashed", "multi_valued", "weighted", "dim", "encoder", "log1p", "mean", "std")
+MEANING = ("side", "kind", "table", "hashed", "multi_valued", "weighted", "dim", "encoder", "log1p", "mean", "std")
 
 
 @dataclass
@@ -88,7 +88,7 @@ def _of_features(before: Trained, now: Trained) -> Iterator[Difference]:
         if name not in old or name not in new:
             yield Difference(f"feature {name} is {'gone' if name in old else 'new'}", "features")
             continue
-        for setting in _MEANING:
+        for setting in MEANING:
             was, is_now = getattr(old[name], setting), getattr(new[name], setting)
             if was != is_now:
                 yield Difference(f"feature {name}: {setting} was {was}, is {is_now}", None)
@@ -116,13 +116,13 @@ def _of_tables(before: Trained, now: Trained) -> Iterator[Difference]:
                 now.schema.user_id_type, now.schema.item_id_type)  # fmt: skip
             if old.num_embeddings != new.num_embeddings or not same_ids:
                 yield Difference(f"{rows}, and ids are hashed to them", None)
-        elif not _continues(before.schema, now.schema, name):
+        elif not continues(before.schema, now.schema, name):
             yield Difference(f"table {name}: the data does not continue its vocabulary by data.extends", None)
         elif old.num_embeddings != new.num_embeddings:
             yield Difference(rows, "vocabulary" if new.num_embeddings > old.num_embeddings else None)
 
 
-def _continues(before: Schema, now: Schema, table: str) -> bool:
+def continues(before: Schema, now: Schema, table: str) -> bool:
     """Whether the rows that a table had then mean the same now."""
     lineage = [*now.extends, now.fingerprint]
     if before.fingerprint not in lineage:

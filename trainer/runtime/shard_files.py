@@ -1,94 +1,107 @@
-"""Parquet shards: the same files whatever the number of ranks.
+"""Parquet shards: the same files whatever the number of ranks, and however often they were stopped.
 
-    RUN/item_embeddings/part-00000.parquet ...    item_id (int64 or string), embedding (fixed-size list of float32)
+    RUN/item_embeddings/part-00000.parquet ...    item_id (int64 or string), embedding (fixed-size list)
     RUN/query_embeddings/part-00000.parquet ...   user_id, row (in the split), target_item_ids (list), embedding;
                                                   of several interests, `interest` and a row for each, one below another
     RUN/table_<name>/part-00000.parquet ...       <name> (int64 or string; null in the first row, out of vocabulary),
                                                   embedding; of a hashed table, `bucket` (int64, from 0 for no value)
-    .../manifest.json                             checkpoint, columns, dimension, shards with their row counts
+    .../_manifest.json, .../_SUCCESS              see shard_claim.py and shard_folder.py
 
-Shard k holds items, queries or table rows from k * rows_per_shard on and is written by rank k modulo the number of
-ranks, which holds no more than that at a time. Ranks step through their shards together, since every lookup is an
-exchange. The folder is written beside its place and renamed when whole.
+Shard k holds items, queries or table rows from k * rows_per_shard on. Those that are missing are dealt out to the ranks
+in turn, and a rank holds no more than one of them at a time. Ranks step through their shards together, since every
+lookup is an exchange.
 """
 
-import json
-import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from trainer.config import ExportConfig
 from trainer.data.shares import steps_of_all
+from trainer.data.vector_types import StoredRows, parquet_settings
+from trainer.errors import UserError
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
-from trainer.runtime.shards import Shards
+from trainer.runtime.shard_claim import claim, stretches
+from trainer.runtime.shard_folder import ShardFolder, place_durably
+from trainer.runtime.shards import Shards, named
 
 
-def write_shards(shards: Shards, run: SavedRun, config: ExportConfig, processes: Processes) -> Path:
-    """Writes the embeddings of every row, and the folder's manifest.
+@dataclass(frozen=True)
+class Written:
+    """What became of an export.
+
+    Attributes:
+        folder: with the shards.
+        files: of them, those that this export wrote.
+        num_files: of all.
+    """
+
+    folder: Path
+    files: list[str]
+    num_files: int
+
+    def __str__(self) -> str:
+        if not self.files:
+            return f"are in {self.folder} already"
+        kept = self.num_files - len(self.files)
+        return f"written to {self.folder}" + (f"; {kept} of {self.num_files} shards were there" if kept else "")
+
+
+def write_shards(shards: Shards, run: SavedRun, config: ExportConfig, processes: Processes) -> Written:
+    """Writes the embeddings of every row, as far as they are not there from an earlier start, and the manifest.
 
     Args:
-        shards: with what they need loaded.
+        shards: of the rows; they load what they need if any is missing.
         run: whose they are.
         config: of the export.
         processes: this process's place.
 
-    Returns:
-        The folder.
+    Raises:
+        UserError: an embedding is not finite, or too large for its type.
+        OSError: there is no room, or no permission to write; a later export goes on from there.
     """
-    export = config.export
-    folder = Path(config.run.dir) / shards.folder
-    partial = folder.with_name(folder.name + ".partial")
-    if processes.is_first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    dist.barrier()
-    stretches = [
-        range(start, min(start + export.rows_per_shard, shards.num_rows))
-        for start in range(0, shards.num_rows, export.rows_per_shard)
-    ]
-    steps = steps_of_all(len(stretches[0]), export.batch_size_per_rank)
-    turns = range(0, len(stretches), processes.world_size)
-    for turn in tqdm(turns, desc="export", unit="shard a rank", disable=not processes.is_first):
-        shard = turn + processes.rank
-        rows = stretches[shard] if shard < len(stretches) else range(0)
-        embedding_RD = torch.cat([*shards.embeddings(rows, steps)]).cpu()
-        if rows:
-            _write_shard(partial / _file_name(shard), shards.identity(rows), embedding_RD)
-    dist.barrier()
-    if processes.is_first:
-        (partial / "manifest.json").write_text(json.dumps(_manifest(shards, stretches, run, config), indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    dist.barrier()
-    return folder
+    export, path = config.export, Path(config.run.dir) / shards.folder
+    rows_of = stretches(shards, export.rows_per_shard)
+    num_rows = {file: len(rows) * shards.interests for file, rows in rows_of.items()}
+    folder = ShardFolder(path, claim(shards, run, export), num_rows)
+    missing = folder.missing()
+    if missing:
+        shards.load(processes)
+        steps = steps_of_all(max(map(len, rows_of.values())), export.batch_size_per_rank)
+        turns = range(0, len(missing), processes.world_size)
+        for turn in tqdm(turns, desc="export", unit="shard a rank", disable=not processes.is_first):
+            mine = missing[turn + processes.rank : turn + processes.rank + 1]  # none is left for some in the last turn
+            rows = rows_of[mine[0]] if mine else range(0)
+            embeddings = shards.embeddings(rows, steps)
+            if mine:
+                _write_shard(folder.path / mine[0], shards, rows, embeddings, export.dtype)
+                folder.note(mine[0])
+            else:
+                for _ in embeddings:
+                    pass
+    folder.complete()
+    return Written(path, missing, len(rows_of))
 
 
-def _file_name(shard: int) -> str:
-    return f"part-{shard:05d}.parquet"
-
-
-def _write_shard(path: Path, identity: dict[str, pa.Array], embedding_RD: Tensor) -> None:
-    values = pa.array(embedding_RD.reshape(-1).numpy())
-    table = pa.table({**identity, "embedding": pa.FixedSizeListArray.from_arrays(values, embedding_RD.shape[1])})
-    # neither dictionary nor compression finds anything in embeddings
-    pq.write_table(table, path, use_dictionary=False, compression="none", write_statistics=list(identity))
-
-
-def _manifest(shards: Shards, stretches: list[range], run: SavedRun, config: ExportConfig) -> dict[str, Any]:
-    num_rows = [len(rows) * shards.interests for rows in stretches]
-    return {
-        "checkpoint": run.checkpoint.name,
-        "side": config.export.side,
-        **shards.facts,
-        "columns": [*shards.columns, "embedding"],
-        "num_rows": sum(num_rows),
-        "shards": [{"file": _file_name(k), "num_rows": number} for k, number in enumerate(num_rows)],
-    }
+def _write_shard(path: Path, shards: Shards, rows: range, embeddings: Iterator[Tensor], dtype: str) -> None:
+    stored = StoredRows(len(rows) * shards.interests, shards.dimension, dtype)
+    for embedding_RD in embeddings:
+        unfit = stored.append(embedding_RD.cpu().numpy())
+        if unfit is not None:
+            whose = named(shards, rows.start + unfit // shards.interests)
+            expected = f"finite embeddings that it can hold; that of {whose} is not"
+            raise UserError("export.dtype", dtype, expected, "set export.dtype=float32, or name another checkpoint")
+    columns = {**shards.identity(rows), **stored.columns()}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        pq.write_table(pa.table(columns), partial, **parquet_settings(dtype, columns))
+        place_durably(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -1,22 +1,27 @@
 """What is exported, stretch by stretch: embeddings of the catalogue, of a split's queries, or the rows of a table."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainer.config import ExportConfig
 from trainer.data.contract import list_parts
 from trainer.data.events import HeldOutReader
+from trainer.data.item_digests import item_digests
 from trainer.data.lists import lists_of
 from trainer.data.row_groups import one_array, open_events
-from trainer.data.schema import RAW_USER_ID, TARGETS
+from trainer.data.schema import RAW_ITEM_ID, RAW_USER_ID, TARGETS
 from trainer.data.table_ids import TableIds
 from trainer.errors import UserError
 from trainer.runtime.embedding import embed_items
+from trainer.runtime.exact_pooling import pool_exactly
 from trainer.runtime.loading import SavedRun, load_model, refuse_damaged
 from trainer.runtime.lockstep import in_lockstep
 from trainer.runtime.processes import Processes
@@ -31,19 +36,23 @@ class Shards(Protocol):
         told: what they are, in words.
         num_rows: of all.
         interests: embeddings of each row.
-        columns: what says whose embeddings they are.
+        dimension: of each embedding.
+        columns: what says whose embeddings they are, with the type of each.
         facts: what else the manifest tells.
+        data_fingerprint: SHA-256 of what is known of the data that the rows are made from.
     """
 
     folder: str
     told: str
     num_rows: int
     interests: int
-    columns: list[str]
+    dimension: int
+    columns: Mapping[str, str]
     facts: dict[str, Any]
+    data_fingerprint: str
 
     def load(self, processes: Processes) -> None:
-        """Loads what the embeddings are made of; the process group is up."""
+        """Loads what the embeddings are made of, unless it is there; the process group is up."""
         ...
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
@@ -61,10 +70,12 @@ class _Embedded:
     def __init__(self, run: SavedRun, config: ExportConfig, interests: int) -> None:
         side = config.export.side
         self._run, self._batch_size = run, config.export.batch_size_per_rank
+        self._model: nn.Module | None = None
+        self._sides = ("candidate",) if side == "item" else ("query", "candidate")  # whose features are looked up
         self.folder, self.told, self.interests = f"{side}_embeddings", f"{side} embeddings", interests
-        self.facts = {
+        self.dimension = run.config.model.embedding_dim
+        self.facts: dict[str, Any] = {
             "split": config.export.split if side == "query" else None,
-            "dimension": run.config.model.embedding_dim,
             "metric": "inner_product",
             "normalized": run.config.model.normalize,
             "interests": interests,
@@ -72,7 +83,11 @@ class _Embedded:
 
     def load(self, processes: Processes) -> None:
         """The model, its tables spread over the processes."""
-        self.use(load_model(self._run, self._batch_size, processes), processes.device)
+        if self._model is None:
+            model = load_model(self._run, self._batch_size, processes)
+            if any(feature.is_list for feature in self._run.assembler.features if feature.side in self._sides):
+                pool_exactly(model)
+            self.use(model, processes.device)
 
     def use(self, model: nn.Module, device: torch.device) -> None:
         """Takes a model in evaluation mode that is there already."""
@@ -80,30 +95,61 @@ class _Embedded:
 
 
 class ItemShards(_Embedded):
-    """The whole catalogue, in its order."""
+    """The whole catalogue, in its order, with digests of what the model sees of each item.
 
-    def __init__(self, run: SavedRun, config: ExportConfig) -> None:
+    Args:
+        run: whose they are.
+        config: of the export.
+        catalog_rows: where it is not the whole catalogue.
+    """
+
+    def __init__(self, run: SavedRun, config: ExportConfig, catalog_rows: NDArray[np.int64] | None = None) -> None:
         super().__init__(run, config, interests=1)
-        self.num_rows, self.columns = run.schema.num_items, ["item_id"]
+        self._rows: range | NDArray[np.int64] = range(run.schema.num_items) if catalog_rows is None else catalog_rows
+        self.num_rows = len(self._rows)
+        self.columns: Mapping[str, str] = {"item_id": run.schema.item_id_type, "digest": "int64"}
+        self._features = features = [feature for feature in run.assembler.features if feature.side == "candidate"]
+        read = {RAW_ITEM_ID, *(f.name for f in features), *(f.weight_column for f in features if f.weighted)}
+        checksums = {name: crc for name, crc in run.catalog.checksums().items() if name in read}
+        self.data_fingerprint = digest(run.schema.fingerprint, checksums)
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
-        """The user's own ids."""
-        return {"item_id": self._run.catalog.raw_ids(np.arange(rows.start, rows.stop))}
+        """The user's own ids, and the digests."""
+        here, catalog = self._here(rows), self._run.catalog
+        return {"item_id": catalog.raw_ids(here), "digest": pa.array(item_digests(catalog, self._features, here))}
 
     def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
         """Through the item tower."""
-        return embed_items(self._model, self._run.assembler, rows, steps, self._batch_size, self._device)
+        assert self._model is not None
+        return embed_items(self._model, self._run.assembler, self._here(rows), steps, self._batch_size, self._device)
+
+    def _here(self, rows: range) -> NDArray[np.int64]:
+        return np.asarray(self._rows[rows.start : rows.stop], np.int64)
 
 
 class QueryShards(_Embedded):
-    """The queries of a held-out split, in its order."""
+    """The queries of a held-out split, in its order.
+
+    Raises:
+        UserError: it has none.
+    """
 
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
         super().__init__(run, config, run.config.model.history.interests)
-        self._files = open_events(run.data_dir, run.schema, config.export.split)
-        self._identities = open_events(run.data_dir, run.schema, config.export.split, [RAW_USER_ID, TARGETS])
+        split = config.export.split
+        self._files = open_events(run.data_dir, run.schema, split)
+        self._identities = open_events(run.data_dir, run.schema, split, [RAW_USER_ID, TARGETS])
         self.num_rows = self._files.num_rows
-        self.columns = ["user_id", "row", *(["interest"] if self.interests > 1 else []), "target_item_ids"]
+        if not self.num_rows:
+            raise UserError("export.split", split, "a split with queries", "prepare the data with one")
+        self.columns: Mapping[str, str] = {
+            "user_id": run.schema.user_id_type,
+            "row": "int64",
+            **({"interest": "int64"} if self.interests > 1 else {}),
+            "target_item_ids": f"list<{run.schema.item_id_type}>",
+        }
+        parts = {path: crc for path, crc in run.schema.footers.items() if path.startswith(f"events/{split}/")}
+        self.data_fingerprint = digest(run.schema.fingerprint, run.catalog.checksums(), parts)
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
         """Of each query in turn, its interests."""
@@ -121,6 +167,7 @@ class QueryShards(_Embedded):
     @torch.no_grad()
     def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
         """Through the query tower."""
+        assert self._model is not None
         for batch in HeldOutReader(self._files, self._run.assembler, self._batch_size, rows, steps):
             query_BD, _ = self._model(in_lockstep(batch.batch.to(self._device)))
             yield query_BD[: int((batch.row >= 0).sum())].reshape(-1, query_BD.shape[-1])
@@ -141,10 +188,11 @@ class TableShards:
         self._path, self._saved = run.checkpoint, SavedTable(run.checkpoint, table)
         self._ids = TableIds(run.data_dir, run.schema, table)
         self.folder, self.told, self.num_rows = f"table_{table}", f"rows of table {table}", self._saved.num_rows
-        self.columns = [self._ids.column]
-        self.facts = {"table": table, "dimension": self._saved.dim}
-        if self.columns == ["embedding"]:
-            raise UserError("export.table", table, "a table of another name than the column of its embeddings",
+        self.dimension = self._saved.dim
+        self.columns: Mapping[str, str] = {self._ids.column: self._ids.type}
+        self.facts, self.data_fingerprint = {"table": table, "metric": None}, digest(run.schema.fingerprint)
+        if self._ids.column in ("embedding", "scale"):
+            raise UserError("export.table", table, "a table of another name than the columns of its embeddings",
                             "prepare the data with another name for that feature")  # fmt: skip
         assert self.num_rows == self._ids.num_rows, "a checkpoint of another schema"
 
@@ -159,3 +207,14 @@ class TableShards:
     def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
         """As they are in the checkpoint."""
         yield self._saved.read(rows)
+
+
+def named(shards: Shards, row: int) -> str:
+    """A row, by its number and the first of the columns that say whose it is."""
+    name, ids = next(iter(shards.identity(range(row, row + 1)).items()))
+    return f"row {row}, {name} {ids[0]},"
+
+
+def digest(*of: Any) -> str:
+    """SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
