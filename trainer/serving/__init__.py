@@ -1,1 +1,1 @@
-"""What serves a query tower: torch and the standard library, and nothing else of this package but schema and errors."""
+"""What serves a query tower: it needs torch alone, and of this package the schema and the errors."""
