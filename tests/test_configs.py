@@ -20,6 +20,7 @@ from trainer.config import (
     ForeignConfig,
     LossConfig,
     PrepareConfig,
+    QueryTowerConfig,
     ReplayConfig,
     TrainConfig,
     register_configs,
@@ -28,12 +29,13 @@ from trainer.config import (
 from trainer.errors import UserError
 
 KINDS = {"prepare": PrepareConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
-         "replay": ReplayConfig}  # fmt: skip
+         "query_tower": QueryTowerConfig, "replay": ReplayConfig}  # fmt: skip
 REQUIRED = {
     "prepare": ["data.dir=out", "data.source=in"],
     "train": ["data.dir=in", "run.dir=out"],
     "evaluate": ["run.dir=out"],
     "export": ["run.dir=out"],
+    "query_tower": ["run.dir=out"],
     "replay": ["run.dir=out", "replay.rows=in"],
 }
 
@@ -55,7 +57,7 @@ def test_no_shipped_yaml_is_left_out_here() -> None:
     assert {path.stem for path in Path(CONFIG_DIR).glob("*.yaml")} == set(KINDS)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export", "replay"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "export", "query_tower", "replay"])
 def test_commands_compose_to_their_dataclass(command: str) -> None:
     assert isinstance(typed(compose(command, REQUIRED[command]), KINDS[command]), KINDS[command])
 

@@ -16,6 +16,7 @@ from tests.commands import command, environment, run, succeed
 from tests.contents import assert_same_contents
 from trainer.data.schema import SEEN, read_schema
 from trainer.runtime import checkpoint
+from trainer.serving.query_tower import QueryTower
 
 SMALL = (
     "data.global_batch_size=256",
@@ -132,6 +133,19 @@ def test_a_table_is_exported_with_the_ids_of_its_vocabulary(data: Path, two_towe
     table = pq.read_table(sorted((two_tower / "table_item_id").glob("part-*.parquet")))
     assert table["item_id"].to_pylist() == [None, *vocabulary]
     assert table.schema.field("embedding").type.list_size == 64
+
+
+def test_the_query_tower_is_written_by_two_processes(two_tower: Path) -> None:
+    """And compared with the model they hold, from raw values on."""
+    stdout = succeed("trainer.query_tower", f"run.dir={two_tower}", ranks=2)
+    told, difference, *latencies = stdout.splitlines()[-4:]
+    tower, which = QueryTower(two_tower / "query_tower.pt2"), checkpoint.find(two_tower, "best").name
+    assert told.startswith(f"query tower of checkpoint {which} written to {two_tower / 'query_tower.pt2'}: ")
+    assert told.endswith(tower.facts["fingerprint"])
+    assert difference.startswith("largest difference from the model over 256 queries of test: ")
+    assert float(difference.split()[-1]) <= 1e-5
+    assert all(line.startswith("latency on one thread, batch of ") for line in latencies)
+    assert tower.embed([{}, {"user_id": 17, "hour": 20}]).shape == (2, 64)
 
 
 def kill_all_that_name(run_dir: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "trainer"
-FLOOR = {"errors": 0, "config": 1, "checks": 1, "model": 2, "data": 2, "runtime": 3}
+FLOOR = {"errors": 0, "config": 1, "checks": 1, "model": 2, "data": 2, "serving": 2, "runtime": 3}
 COMMANDS = 4
 FORBIDDEN = {
     "model": (
@@ -19,6 +19,7 @@ FORBIDDEN = {
         "trainer.runtime",
     ),
     "data": ("pytorch_lightning", "lightning", "hydra", "omegaconf", "torch.distributed", "trainer.model"),
+    "serving": ("torchrec", "numpy", "pyarrow", "torch.distributed", "trainer.config", "trainer.model"),
     "runtime": ("hydra", "omegaconf", "duckdb"),
 }
 

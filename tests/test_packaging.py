@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # prepare has no default for what it reads.
-COMMANDS = {"prepare": ["data=movielens"], "train": [], "evaluate": [], "export": [], "replay": []}
+COMMANDS = {"prepare": ["data=movielens"], "train": [], "evaluate": [], "export": [], "query_tower": [], "replay": []}
 
 
 def run(*command: str | Path, cwd: Path) -> str:

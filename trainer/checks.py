@@ -7,6 +7,7 @@ from trainer.config import (
     ExportConfig,
     LossConfig,
     ModelConfig,
+    QueryTowerConfig,
     ReplayConfig,
     StartConfig,
     TrainConfig,
@@ -240,3 +241,12 @@ def check_replay_config(config: ReplayConfig) -> None:
     """Raises a UserError for a value that is out of range."""
     check_threads(config.run.threads)
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
+
+
+def check_query_tower_config(config: QueryTowerConfig) -> None:
+    """Raises a UserError for a value that is out of range."""
+    check_threads(config.run.threads)
+    require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
+    require_one_of("tower.dtype", config.tower.dtype, ("float32", "int8"))
+    require_one_of("tower.split", config.tower.split, ("test", "validation"))
+    require_positive("tower.max_gb", config.tower.max_gb)

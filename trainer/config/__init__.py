@@ -33,6 +33,7 @@ from trainer.config.prepare import (
     TabularConfig,
     UserItemListsConfig,
 )
+from trainer.config.query_tower import QueryTowerConfig, ServedTowerConfig
 from trainer.config.train import (
     HistoryConfig,
     LossConfig,
@@ -65,9 +66,11 @@ __all__ = [
     "OptimizerConfig",
     "PrepareConfig",
     "PreparedConfig",
+    "QueryTowerConfig",
     "ReplayConfig",
     "RowsConfig",
     "RunConfig",
+    "ServedTowerConfig",
     "ShardingConfig",
     "SplitConfig",
     "StartConfig",

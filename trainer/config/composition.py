@@ -21,6 +21,7 @@ from trainer.config.prepare import (
     TabularConfig,
     UserItemListsConfig,
 )
+from trainer.config.query_tower import QueryTowerConfig
 from trainer.config.train import TrainConfig
 from trainer.errors import UserError, end_with
 
@@ -28,7 +29,7 @@ _PACKAGED = Path(__file__).parent.parent / "configs"
 CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent.parent / "configs")
 """Inside the package when installed from a wheel, beside it in a checkout."""
 
-Config = TypeVar("Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig, ReplayConfig)
+Config = TypeVar("Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig, QueryTowerConfig, ReplayConfig)
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -50,6 +51,7 @@ def register_configs() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
+    store.store(name="query_tower_schema", node=QueryTowerConfig)
     store.store(name="replay_schema", node=ReplayConfig)
     store.store(group="data", name="movielens_schema", node=MovieLensConfig)
     store.store(group="data", name="tabular_schema", node=TabularConfig)

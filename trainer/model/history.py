@@ -109,7 +109,7 @@ class CausalTransformer(nn.Module):
     def forward(self, item_UD: Tensor, history: EventHistories, one_query_a_row: bool) -> Tensor:
         """Items by number -> [Q, D]."""
         event_HD = self.input(item_UD[history.item], history)
-        state_SD = self.start_D.expand(len(history.position), -1).index_copy(0, history.state_of_event, event_HD)
+        state_SD = self.start_D.expand(history.position.shape[0], -1).index_copy(0, history.state_of_event, event_HD)
         for block in self.blocks:
             state_SD = block(state_SD, history)
         state_QD = self.norm(state_SD[history.state])
@@ -138,7 +138,8 @@ class _Events(nn.Module):
 
 def _after_events(value: Tensor, history: EventHistories) -> Tensor:
     """Values of events as those of the states after them, zeros before the first: [H, ...] -> [S, ...]."""
-    states = value.new_zeros(len(history.position), *value.shape[1:])
+    # of len(), torch.export would make a constant
+    states = value.new_zeros(history.position.shape[0], *value.shape[1:])
     return states.index_copy(0, history.state_of_event, value)
 
 

@@ -5,8 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from trainer.data.assembly import BatchAssembler
+from trainer.runtime.gather import gather
+from trainer.runtime.processes import Processes
 
 
 @torch.no_grad()
@@ -34,3 +37,29 @@ def embed_items(
         filled[: len(here)] = here
         _, item_UD = model(assembler.candidate_batch(filled).to(device))
         yield item_UD[: len(here)]
+
+
+@torch.no_grad()
+def embed_catalogue(
+    model: nn.Module, assembler: BatchAssembler, num_items: int, batch_size_per_rank: int, processes: Processes
+) -> Tensor | None:
+    """Embeddings of all items, float32 [1 + num_items, D] on the CPU of the first rank, after that of an unknown item.
+
+    Args:
+        model: sharded TwoTower, in evaluation mode.
+        assembler: lays out its inputs.
+        num_items: of the catalogue.
+        batch_size_per_rank: of every step.
+        processes: this process's place; each embeds its share of a step.
+    """
+    kept = []
+    step = batch_size_per_rank * processes.world_size
+    # catalogue row -1 stands for an unknown item
+    for start in tqdm(range(-1, num_items, step), desc="items", disable=not processes.is_first):
+        first = start + processes.rank * batch_size_per_rank
+        here = np.arange(first, first + batch_size_per_rank)
+        _, item_UD = model(assembler.candidate_batch(np.where(here < num_items, here, 0)).to(processes.device))
+        everyone_UD = gather(item_UD)
+        if processes.is_first:
+            kept.append(everyone_UD[: num_items - start].cpu())
+    return torch.cat(kept) if processes.is_first else None
