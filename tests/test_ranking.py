@@ -83,7 +83,7 @@ def test_lists_by_brute_force_ties_against_the_targets(ranks: RankPool, world_si
     sizes_of_lists = (ITEMS, int(COLD.sum()), int((~COLD).sum()))
     for function in (evaluated, evaluated_one_at_a_time):
         for metrics, sizes in ranks.run(world_size, function, COLD, *drawn):
-            assert len(metrics) == 3 * 4 * 3
+            assert len(metrics) == 3 * 5 * 3
             for (prefix, found), items in zip(places.items(), sizes_of_lists, strict=True):
                 asked = [its for its in found if its]
                 assert sizes[prefix] == (len(asked), items)

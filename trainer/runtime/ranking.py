@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.data.batch import QueryBatch
-from trainer.runtime.gather import gather
+from trainer.runtime.gather import gather, gather_of_any_length
 
 # B queries on this rank, Q queries of all ranks, C scored and c of them compared at a time, T targets of these, K
 # interests of a query, R = C * K, M items on this rank, N items of all ranks, D embedding dim
@@ -72,8 +72,8 @@ class CatalogRanker:
         """
         length_Q = gather(batch.target_lengths)
         query_QKD = gather(query_BD).reshape(len(length_Q), -1, self._item_MD.shape[1])
-        target_Q = _gather_ragged(batch.target_rows).split(length_Q.tolist())
-        seen_Q = _gather_ragged(batch.seen_rows).split(gather(batch.seen_lengths).tolist())
+        target_Q = gather_of_any_length(batch.target_rows).split(length_Q.tolist())
+        seen_Q = gather_of_any_length(batch.seen_rows).split(gather(batch.seen_lengths).tolist())
         # Queries with the most targets first, so that those which have a further one are always the first rows.
         order_Q = torch.argsort(length_Q, descending=True, stable=True)
         target_Q, seen_Q = ([rows_Q[query] for query in order_Q.tolist()] for rows_Q in (target_Q, seen_Q))
@@ -169,13 +169,3 @@ def _pairs(rows_C: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(query, catalogue row) of everything in the queries' lists of rows."""
     lengths_C = torch.tensor([len(rows) for rows in rows_C], device=rows_C[0].device)
     return torch.repeat_interleave(torch.arange(len(rows_C), device=lengths_C.device), lengths_C), torch.cat(rows_C)
-
-
-def _gather_ragged(local: Tensor) -> Tensor:
-    """Concatenates tensors of any length over ranks."""
-    length = gather(torch.tensor([len(local)], device=local.device))
-    longest = int(length.max())
-    padded = local.new_zeros(longest)
-    padded[: len(local)] = local
-    everyone = gather(padded).view(len(length), longest)
-    return torch.cat([row[:n] for row, n in zip(everyone, length.tolist(), strict=True)])
