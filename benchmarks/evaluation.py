@@ -24,6 +24,7 @@ from trainer.data.batch import QueryBatch
 from trainer.data.shares import share_of_rank
 from trainer.runtime.processes import Processes, joined
 from trainer.runtime.ranking import CatalogRanker
+from trainer.runtime.scoring import DotProducts
 from trainer.runtime.top_k import CatalogTopK, seen_but_no_target
 
 DIM, K, SEEN, BATCH = 64, 100, 20, 1024
@@ -55,7 +56,7 @@ def batches(items: int, queries: int, rank: int, ranks: int) -> Iterator[Batch]:
 
 
 def of_ranks(items: torch.Tensor, first_row: int, num_items: int) -> Callable[[Batch], np.ndarray | None]:
-    ranker = CatalogRanker(items, first_row, torch.zeros(num_items, dtype=torch.bool))
+    ranker = CatalogRanker(DotProducts(items), first_row, torch.zeros(num_items, dtype=torch.bool))
 
     def ranks(batch: Batch) -> None:
         ranker.ranks(*batch)
@@ -64,7 +65,7 @@ def of_ranks(items: torch.Tensor, first_row: int, num_items: int) -> Callable[[B
 
 
 def of_lists(items: torch.Tensor, first_row: int, num_items: int) -> Callable[[Batch], np.ndarray | None]:
-    top_k = CatalogTopK(items, first_row, K)
+    top_k = CatalogTopK(DotProducts(items), first_row, K)
     return lambda batch: top_k.lists(batch[0], *seen_but_no_target(batch[1])).row_BK.numpy()
 
 

@@ -14,6 +14,7 @@ from trainer.data.shares import share_of_rank
 from trainer.model.exposure import coverage, gini, mean_percentile, popularity_percentile
 from trainer.runtime.exposure import Exposure
 from trainer.runtime.processes import Processes
+from trainer.runtime.scoring import DotProducts
 
 KS = [1, 3, 10]
 
@@ -52,7 +53,7 @@ def exposed(
 ) -> dict[str, float]:
     rows = share_of_rank(ITEMS, processes.rank, processes.world_size)
     at_once = PER_RANK // 2
-    exposure = Exposure(items[rows.start : rows.stop], rows.start, torch.arange(ITEMS) / (ITEMS - 1.0), KS)
+    exposure = Exposure(DotProducts(items[rows.start : rows.stop]), rows.start, torch.arange(ITEMS) / (ITEMS - 1.0), KS)
     row = torch.arange(len(queries))
     row[-1] = -1  # the last only fills its batch
     for start in range(PER_RANK * processes.rank, PER_RANK * (processes.rank + 1), at_once):

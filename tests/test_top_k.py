@@ -12,6 +12,7 @@ from trainer.data.batch import QueryBatch
 from trainer.data.shares import share_of_rank
 from trainer.runtime import top_k
 from trainer.runtime.processes import Processes
+from trainer.runtime.scoring import DotProducts
 from trainer.runtime.top_k import CatalogTopK, TopLists, best_columns, seen_but_no_target
 
 ITEMS, PER_RANK = 400, 5
@@ -39,7 +40,7 @@ def listed(
     own = slice(per_rank * processes.rank, per_rank * (processes.rank + 1))
     flat = torch.tensor([row for rows in left_out[own] for row in rows], dtype=torch.int64)
     lengths = torch.tensor([*map(len, left_out[own])])
-    return CatalogTopK(item[rows.start : rows.stop], rows.start, k).lists(query[own], flat, lengths)
+    return CatalogTopK(DotProducts(item[rows.start : rows.stop]), rows.start, k).lists(query[own], flat, lengths)
 
 
 def by_brute_force(item: Tensor, query: Tensor, left_out: list[list[int]], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
-    """Ranks every held-out item of a split over the whole catalogue, by the model and by popularity.
+    """Ranks every held-out item of a split over the whole catalogue, by the model and by the baselines.
 
     Returns:
         Metrics by name, such as `test/recall@10`, `test/coverage@10` and `test/popularity/recall@10`, and where there
@@ -43,10 +43,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     from trainer.data.row_groups import open_events
     from trainer.data.shares import share_of_rank, steps_of_all
     from trainer.data.slices import check_slices, read_labels
+    from trainer.data.transitions import check_transitions
     from trainer.model.exposure import popularity_percentile
     from trainer.runtime import report, run_directory
     from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
     from trainer.runtime.loading import load_model, open_run
+    from trainer.runtime.markov import evaluate_markov
     from trainer.runtime.processes import find_processes, joined
     from trainer.runtime.quiet import quieten_libraries
 
@@ -55,6 +57,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     run = open_run(config.run)
     asked, split, batch_size_per_rank = config.evaluate, config.evaluate.split, config.evaluate.batch_size_per_rank
     check_slices(run.schema, asked.slices)
+    if "markov" in asked.baselines:
+        check_transitions(run.schema)
     files = open_events(run.data_dir, run.schema, split)
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
     steps = steps_of_all(files.num_rows, batch_size_per_rank, processes.world_size)
@@ -66,9 +70,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     with joined(processes):
         model = load_model(run, batch_size_per_rank, processes)
         evaluations = {
-            "": evaluate_model(model, run.assembler, run.catalog, split, batch_size_per_rank, processes, asked.k),
-            "popularity/": evaluate_popularity(run.catalog, split, processes, asked.k),
+            "": evaluate_model(model, run.assembler, run.catalog, split, batch_size_per_rank, processes, asked.k)
         }
+        if "popularity" in asked.baselines:
+            evaluations["popularity/"] = evaluate_popularity(run.catalog, split, processes, asked.k)
+        if "markov" in asked.baselines:
+            evaluations["markov/"] = evaluate_markov(run.data_dir, run.schema, run.catalog, split, processes, asked.k)
         for batch in tqdm(reader, desc="evaluate", unit="batch", disable=not processes.is_first):
             here = batch.to(processes.device)
             for evaluation in evaluations.values():

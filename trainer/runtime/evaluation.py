@@ -17,6 +17,7 @@ from trainer.runtime.exposure import Exposure
 from trainer.runtime.lockstep import in_lockstep
 from trainer.runtime.processes import Processes
 from trainer.runtime.ranking import CatalogRanker, TargetRanks
+from trainer.runtime.scoring import DotProducts, ItemScores
 
 # B queries on this rank, Q queries, T targets, M items on this rank, N items, D embedding dim
 
@@ -25,18 +26,19 @@ class Evaluation:
     """Ranks every held-out target among all items; each process scores its stretch of the catalogue.
 
     Args:
-        query_embedding: from a batch to its queries' embeddings [B, D], or [B, K, D] of several interests.
-        item_MD: embeddings of this process's stretch.
+        query_embedding: from a batch to its queries as the items' scores take them: their embeddings [B, D], or
+            [B, K, D] of several interests.
+        items: those of this process's stretch.
         first_row: catalogue row at which the stretch begins.
         is_cold_N: bool, which items of the whole catalogue are cold.
         exposure: of the same items, where lists are wanted besides the targets' ranks.
     """
 
     def __init__(
-        self, query_embedding: Callable[[QueryBatch], Tensor], item_MD: Tensor, first_row: int, is_cold_N: Tensor,
+        self, query_embedding: Callable[[QueryBatch], Tensor], items: ItemScores, first_row: int, is_cold_N: Tensor,
         exposure: Exposure | None = None,
     ) -> None:  # fmt: skip
-        self._query_embedding, self._ranker = query_embedding, CatalogRanker(item_MD, first_row, is_cold_N)
+        self._query_embedding, self._ranker = query_embedding, CatalogRanker(items, first_row, is_cold_N)
         self._is_cold_N, self._ranks, self._exposure = is_cold_N, list[TargetRanks](), exposure
 
     @torch.no_grad()
@@ -118,8 +120,8 @@ def evaluate_model(
     rows = share_of_rank(len(catalog), processes.rank, processes.world_size)
     steps = steps_of_all(len(catalog), batch_size_per_rank, processes.world_size)
     item_MD = torch.cat([*embed_items(model, assembler, rows, steps, batch_size_per_rank, processes.device)])
-    return _evaluation(
-        lambda batch: model(in_lockstep(batch.batch))[0], item_MD, rows.start, catalog, split, processes, list_ks
+    return evaluate_scores(
+        lambda batch: model(in_lockstep(batch.batch))[0], DotProducts(item_MD), catalog, split, processes, list_ks
     )
 
 
@@ -129,18 +131,29 @@ def evaluate_popularity(catalog: Catalog, split: str, processes: Processes, list
     count_N = catalog.counts_before(split)
     # float64, since float32 would tie counts above 2^24
     count_M1 = torch.from_numpy(count_N[rows.start : rows.stop, None].astype("float64")).to(processes.device)
-    return _evaluation(
-        lambda batch: count_M1.new_ones(len(batch.row), 1), count_M1, rows.start, catalog, split, processes, list_ks
+    return evaluate_scores(
+        lambda batch: count_M1.new_ones(len(batch.row), 1), DotProducts(count_M1), catalog, split, processes, list_ks
     )
 
 
-def _evaluation(
-    query_embedding: Callable[[QueryBatch], Tensor], item_MD: Tensor, first_row: int, catalog: Catalog, split: str,
-    processes: Processes, list_ks: Sequence[int],
+def evaluate_scores(
+    query_embedding: Callable[[QueryBatch], Tensor], items: ItemScores, catalog: Catalog, split: str,
+    processes: Processes, list_ks: Sequence[int] = (),
 ) -> Evaluation:  # fmt: skip
+    """Evaluation of whatever scores items.
+
+    Args:
+        query_embedding: as of Evaluation.
+        items: this process's share of the catalogue, as share_of_rank has it.
+        catalog: the items.
+        split: whose queries will come.
+        processes: this process's place.
+        list_ks: as of evaluate_model.
+    """
+    first_row = share_of_rank(len(catalog), processes.rank, processes.world_size).start
     is_cold_N = torch.from_numpy(catalog.counts_before(split) == 0).to(processes.device)
     exposure = None
     if list_ks:
         percentile_N = popularity_percentile(torch.tensor(catalog.train_counts())).to(processes.device)
-        exposure = Exposure(item_MD, first_row, percentile_N, list_ks)
-    return Evaluation(query_embedding, item_MD, first_row, is_cold_N, exposure)
+        exposure = Exposure(items, first_row, percentile_N, list_ks)
+    return Evaluation(query_embedding, items, first_row, is_cold_N, exposure)

@@ -8,25 +8,26 @@ from torch import Tensor
 
 from trainer.data.batch import QueryBatch
 from trainer.model.exposure import exposure_metrics
+from trainer.runtime.scoring import ItemScores
 from trainer.runtime.top_k import CatalogTopK, seen_but_no_target
 
-# B queries on this rank, M items on this rank, N items of all ranks, K length of the longest list, k of each list, D
-# embedding dim
+# B queries on this rank, M items on this rank, N items of all ranks, I interests, K length of the longest
+# list, k of each list, D embedding dim
 
 
 class Exposure:
     """Counts the lists that each item is in, at several cut-offs: int64 [N] a cut-off on each rank.
 
     Args:
-        item_MD: embeddings of this rank's items.
+        items: those of this rank.
         first_row: catalogue row of the first of them.
         percentile_N: float64, how popular each item of the whole catalogue is.
         ks: cut-offs.
     """
 
-    def __init__(self, item_MD: Tensor, first_row: int, percentile_N: Tensor, ks: Sequence[int]) -> None:
+    def __init__(self, items: ItemScores, first_row: int, percentile_N: Tensor, ks: Sequence[int]) -> None:
         self._ks, self._percentile_N = sorted(set(ks)), percentile_N
-        self._top_k = CatalogTopK(item_MD, first_row, max(ks))
+        self._top_k = CatalogTopK(items, first_row, max(ks))
         self._count_kN = percentile_N.new_zeros((len(self._ks), len(percentile_N)), dtype=torch.int64)
 
     def update(self, query_BD: Tensor, batch: QueryBatch) -> None:

@@ -19,7 +19,7 @@ PARTS_SHOWN = 10
 
 @dataclass(frozen=True)
 class Report:
-    """Of one split.
+    """Of one split, by the model and by baselines.
 
     Attributes:
         checkpoint: that was evaluated.
@@ -29,7 +29,7 @@ class Report:
         level: of the intervals.
         resamples: of users, from which they are.
         intervals: (low, high) by the names of those metrics that are means over queries.
-        slices: of the model and of popularity: recall and NDCG among all items.
+        slices: of the model and of each baseline: recall and NDCG among all items.
     """
 
     checkpoint: str
@@ -46,7 +46,7 @@ class Report:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def tables(self) -> str:
-        """Slices at one cut-off, then every metric: of the model with its interval, and of popularity."""
+        """Slices at one cut-off, then every metric: of the model with its interval, and of the baselines."""
         return "\n".join([*self._sizes(), "", *self._slices(), "", *self._metrics()])
 
     def _sizes(self) -> list[str]:
@@ -59,14 +59,14 @@ class Report:
         return lines
 
     def _slices(self) -> list[str]:
-        of_model = self.slices["model"]
+        of_model, *of_baselines = self.slices.values()
         k = _cut_off(next(iter(of_model["history_length"].values())))
         shown = (f"recall@{k}", f"ndcg@{k}")
-        lines = [f"{'':<28}{'queries':>10}" + "".join(f"{name:>12}{'popularity':>12}" for name in shown)]
+        lines = [f"{'':<28}{'queries':>10}" + "".join(f"{name:>12}{self._baselines()}" for name in shown)]
         for slicing, parts in of_model.items():
             most = sorted(parts, key=lambda part: -parts[part]["queries"])[:PARTS_SHOWN]
             for part in (part for part in parts if part in most):
-                values = [self.slices[of][slicing][part][name] for name in shown for of in ("model", "popularity")]
+                values = [of[slicing][part][name] for name in shown for of in (of_model, *of_baselines)]
                 cells = "".join(f"{value:>12.4f}" for value in values)
                 lines.append(f"{f'{slicing} {part}':<28}{parts[part]['queries']:>10,}{cells}")
             if len(parts) > len(most):
@@ -76,7 +76,7 @@ class Report:
     def _metrics(self) -> list[str]:
         prefixes = ["" if kind == "all" else f"{kind}/" for kind in self.sizes]
         of_all = f"{LEVEL:.0%} interval" if self.intervals else ""
-        heads = [f"{prefix + 'model':>16}{of_all if not prefix else '':>18}{'popularity':>12}" for prefix in prefixes]
+        heads = [f"{prefix + 'model':>16}{'' if prefix else f'{of_all:>18}'}{self._baselines()}" for prefix in prefixes]
         lines = [" " * 26 + "".join(heads)]
         for name in self.metrics:
             if name.count("/") == 1:
@@ -88,10 +88,13 @@ class Report:
         name = f"{self.split}/{prefix}{metric}"
         if name not in self.metrics:  # of cold or warm items alone there are no lists
             return ""
-        low_high = self.intervals.get(name)
-        interval = f"[{low_high[0]:.4f}, {low_high[1]:.4f}]" if low_high else ""
-        of_baseline = self.metrics[f"{self.split}/popularity/{prefix}{metric}"]
-        return f"{self.metrics[name]:>16.4f}{interval if not prefix else '':>18}{of_baseline:>12.4f}"
+        low, high = self.intervals.get(name, (None, None))
+        interval = "" if prefix else f"{'' if low is None else f'[{low:.4f}, {high:.4f}]':>18}"
+        baselines = (f"{self.metrics[f'{self.split}/{of}/{prefix}{metric}']:>12.4f}" for of in [*self.slices][1:])
+        return f"{self.metrics[name]:>16.4f}{interval}{''.join(baselines)}"
+
+    def _baselines(self) -> str:
+        return "".join(f"{of:>12}" for of in [*self.slices][1:])
 
 
 def _cut_off(metrics: Mapping[str, float]) -> int:
@@ -108,7 +111,7 @@ def make(
 
     Args:
         checkpoint: its name.
-        evaluations: by what stands before the names of their metrics: nothing for the model, `popularity/`.
+        evaluations: by what stands before the names of their metrics: the model's, before whose nothing stands, first.
         metrics: of all of them, by name.
         labels: of the split.
         asked: what was asked for.

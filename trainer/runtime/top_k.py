@@ -9,10 +9,11 @@ from torch import Tensor
 
 from trainer.data.batch import QueryBatch
 from trainer.runtime.gather import gather, gather_of_any_length
+from trainer.runtime.scoring import ItemScores
 
-# B queries on this rank, Q queries of all ranks, C of them scored at a time, I interests of a query, R = C * I, M items
-# on this rank, m of them scored at a time, X candidates, G groups of g of them, K items of a list, S items left out of
-# lists, D embedding dim
+# B queries on this rank, Q queries of all ranks, C of them scored at a time, I interests of a query, M items on this
+# rank, m of them scored at a time, X candidates, G groups of g of them, K items of a list, S items left out of lists, D
+# embedding dim
 
 SCORES_AT_ONCE = 1 << 25
 """Scores that a process holds in memory, of all interests: 128 MB in float32."""
@@ -38,29 +39,27 @@ class TopLists:
 class CatalogTopK:
     """Scores queries against this rank's stretch of the catalogue and merges the best of all ranks.
 
-    An item scores with a query of several interests what CatalogRanker says. One whose score is not a number, or -inf,
-    is in no list. Memory is bounded whatever the sizes of catalogue and batch: a rank holds SCORES_AT_ONCE scores, at
-    most thrice as much to choose among them, and K candidates from each rank for the queries that these are of.
+    An item whose score is not a number, or -inf, is in no list. Memory is bounded whatever the sizes of catalogue and
+    batch: a rank holds SCORES_AT_ONCE scores, at most thrice as much to choose among them, and K candidates from each
+    rank for the queries that these are of.
 
     Args:
-        item_MD: embeddings of this rank's items.
+        items: those of this rank.
         first_row: catalogue row of the first of them; ranks hold contiguous stretches, in their order.
         k: length of the lists, the same on every rank.
     """
 
-    def __init__(self, item_MD: Tensor, first_row: int, k: int) -> None:
-        self._item_MD, self._first_row, self._k = item_MD, first_row, k
-        most_items = int(gather(torch.tensor([len(item_MD)], device=item_MD.device)).max())
+    def __init__(self, items: ItemScores, first_row: int, k: int) -> None:
+        self._items, self._first_row, self._k = items, first_row, k
+        most_items = int(gather(torch.tensor([len(items)], device=items.empty(0).device)).max())
         self._most_at_once = max(1, min(ITEMS_AT_ONCE, most_items))
-        # held for good, since fresh memory costs more than what is done with it
-        self._scores = item_MD.new_empty(0)
 
     @torch.no_grad()
     def lists(self, query_BD: Tensor, left_out_row: Tensor, left_out_lengths: Tensor) -> TopLists:
         """Lists of this process's queries; every process must call with equally many.
 
         Args:
-            query_BD: queries, or [B, I, D] of several interests.
+            query_BD: queries as the items' scores take them, [B, D] or [B, I, D] of several interests.
             left_out_row: int64 [total], catalogue rows that are not to be in the lists, of all B queries end to end;
                 rows that the catalogue lacks do no harm.
             left_out_lengths: int64 [B], how many of them each query has.
@@ -83,9 +82,9 @@ class CatalogTopK:
     def _best_here(self, query_CID: Tensor, query_S: Tensor, row_S: Tensor) -> tuple[Tensor, Tensor]:
         """Catalogue rows, ascending, and scores [C, up to K] of the best items of this rank."""
         row_CX = row_S.new_empty((len(query_CID), 0))
-        score_CX = self._item_MD.new_empty((len(query_CID), 0))
-        for begin in range(0, len(self._item_MD), ITEMS_AT_ONCE):
-            score_Cm = self._score(query_CID, self._item_MD[begin : begin + ITEMS_AT_ONCE])
+        score_CX = self._items.empty(len(query_CID), 0)
+        for begin in range(0, len(self._items), ITEMS_AT_ONCE):
+            score_Cm = self._items.scores(query_CID, begin, min(begin + ITEMS_AT_ONCE, len(self._items)))
             column_S = row_S - (self._first_row + begin)
             here_S = (column_S >= 0) & (column_S < score_Cm.shape[1])
             score_Cm[query_S[here_S], column_S[here_S]] = float("-inf")
@@ -95,17 +94,6 @@ class CatalogTopK:
             best_CX = best_columns(score_CX, self._k)
             row_CX, score_CX = row_CX.gather(1, best_CX), score_CX.gather(1, best_CX)
         return row_CX, score_CX
-
-    def _score(self, query_CID: Tensor, item_mD: Tensor) -> Tensor:
-        """[C, m]: of every item, the best that an interest gives it."""
-        query_RD, size = query_CID.flatten(0, 1), query_CID[..., 0].numel() * len(item_mD)
-        if len(self._scores) < size:
-            self._scores = item_mD.new_empty(size)
-        score_Rm = torch.mm(query_RD, item_mD.T, out=self._scores[:size].view(len(query_RD), len(item_mD)))
-        best_Cm, *others = score_Rm.unflatten(0, query_CID.shape[:2]).unbind(1)
-        for other_Cm in others:
-            torch.maximum(best_Cm, other_Cm, out=best_Cm)
-        return best_Cm
 
     def _merge(self, row_CX: Tensor, score_CX: Tensor) -> tuple[Tensor, Tensor]:
         """[C, K] of all ranks, by falling score."""
