@@ -163,7 +163,7 @@ def test_values_that_contradict_one_another_are_named() -> None:
 def test_evaluate_and_export_values_are_checked() -> None:
     with pytest.raises(UserError, match=r"evaluate.k=\[0\]"):
         check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.k=[0]"]), EvaluateConfig))
-    with pytest.raises(UserError, match="evaluate.baselines=random: expected one of popularity, markov"):
+    with pytest.raises(UserError, match="evaluate.baselines=random: expected one of popularity, markov, ials"):
         check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.baselines=[random]"]), EvaluateConfig))
     with pytest.raises(UserError, match="evaluate.bootstrap=-1: expected 0 or more"):
         check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.bootstrap=-1"]), EvaluateConfig))

@@ -78,10 +78,10 @@ def parts(row: Row, target: int, events: list[int]) -> dict[str, str]:
     )
     place = (less + (same - 1) / 2) / (ITEMS - 1)
     return {
-        "user": "known" if row["user_id"] else "cold",
-        "history_length": bucket(len(row[SEEN])),
+        "user id": "known" if row["user_id"] else "cold",
+        "history length": bucket(len(row[SEEN])),
         "hour": str(row["hour"] + 99) if row["hour"] else "(unknown)",
-        "popularity_decile": str(min(int(10 * place) + 1, 10)),
+        "popularity decile": str(min(int(10 * place) + 1, 10)),
     }
 
 
@@ -93,7 +93,7 @@ def test_every_target_is_in_its_parts(data: Path) -> None:
     assert found.slicings.keys() == expected[0].keys()
     for name, slicing in found.slicings.items():
         assert [slicing.labels[number] for number in slicing.label_T] == [of[name] for of in expected]
-        assert len({of[name] for of in expected}) >= (2 if name == "user" else 4)
+        assert len({of[name] for of in expected}) >= (2 if name == "user id" else 4)
     of_user: dict[int, int] = {}
     for row, user in zip(rows, found.user_Q.tolist(), strict=True):
         assert of_user.setdefault(row[RAW_USER_ID], user) == user
@@ -105,7 +105,7 @@ def test_without_a_vocabulary_parts_are_rows_and_hashed_users_are_never_known(da
         f"row {row}" for row in range(25)
     }
     hashed = replace(SCHEMA, features=tuple(replace(f, hashed=f.kind == "id") for f in SCHEMA.features))
-    assert "user" not in read_labels(data, hashed, "test", [], percentile(data)).slicings
+    assert "user id" not in read_labels(data, hashed, "test", [], percentile(data)).slicings
 
 
 @pytest.mark.parametrize(
@@ -199,6 +199,6 @@ def test_a_report_by_brute_force_from_any_number_of_ranks(data: Path, ranks: Ran
     for name, (low, high) in found["intervals"].items():
         assert -1e-9 <= low <= found["metrics"][name] + 1e-9 and found["metrics"][name] - 1e-9 <= high <= 1 + 1e-9
     low, high = found["intervals"]["test/recall@10"]
-    assert f"[{low:.4f}, {high:.4f}]" in tables and "history_length 6-20" in tables
+    assert f"[{low:.4f}, {high:.4f}]" in tables and "history length 6-20" in tables
     assert tables.count("\nhour ") == 10 and "more, of fewer queries, in the file" in tables
     assert tables.splitlines()[-1].split()[0] == "gini@10"

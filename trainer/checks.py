@@ -214,7 +214,7 @@ def check_evaluate_config(config: EvaluateConfig) -> None:
     if not config.evaluate.k or min(config.evaluate.k) < 1:
         raise UserError("evaluate.k", config.evaluate.k, "cut-offs from 1", "set evaluate.k=[10,100]")
     for baseline in config.evaluate.baselines:
-        require_one_of("evaluate.baselines", baseline, ("popularity", "markov"))
+        require_one_of("evaluate.baselines", baseline, ("popularity", "markov", "ials"))
     if config.evaluate.bootstrap < 0:
         raise UserError("evaluate.bootstrap", config.evaluate.bootstrap, "0 or more", "set evaluate.bootstrap=1000")
 

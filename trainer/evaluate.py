@@ -47,6 +47,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     from trainer.model.exposure import popularity_percentile
     from trainer.runtime import report, run_directory
     from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
+    from trainer.runtime.ials import check_ials, evaluate_ials
     from trainer.runtime.loading import load_model, open_run
     from trainer.runtime.markov import evaluate_markov
     from trainer.runtime.processes import find_processes, joined
@@ -59,6 +60,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     check_slices(run.schema, asked.slices)
     if "markov" in asked.baselines:
         check_transitions(run.schema)
+    if "ials" in asked.baselines:
+        check_ials(run.schema)
     files = open_events(run.data_dir, run.schema, split)
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
     steps = steps_of_all(files.num_rows, batch_size_per_rank, processes.world_size)
@@ -72,10 +75,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         evaluations = {
             "": evaluate_model(model, run.assembler, run.catalog, split, batch_size_per_rank, processes, asked.k)
         }
-        if "popularity" in asked.baselines:
-            evaluations["popularity/"] = evaluate_popularity(run.catalog, split, processes, asked.k)
-        if "markov" in asked.baselines:
-            evaluations["markov/"] = evaluate_markov(run.data_dir, run.schema, run.catalog, split, processes, asked.k)
+        for baseline in asked.baselines:
+            if baseline == "popularity":
+                evaluated = evaluate_popularity(run.catalog, split, processes, asked.k)
+            else:
+                evaluate_baseline = evaluate_markov if baseline == "markov" else evaluate_ials
+                evaluated = evaluate_baseline(run.data_dir, run.schema, run.catalog, split, processes, asked.k)
+            evaluations[f"{baseline}/"] = evaluated
         for batch in tqdm(reader, desc="evaluate", unit="batch", disable=not processes.is_first):
             here = batch.to(processes.device)
             for evaluation in evaluations.values():

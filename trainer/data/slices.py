@@ -40,7 +40,7 @@ class HeldOutLabels:
 
     Attributes:
         user_Q: int64 from 0, the user of each query.
-        slicings: by name.
+        slicings: by name; ours are of two words, as no column's is.
     """
 
     user_Q: np.ndarray
@@ -67,8 +67,8 @@ def read_labels(
 ) -> HeldOutLabels:
     """Reads the columns by which a split is divided.
 
-    `user` is known where the vocabulary of users has it, else cold. `history_length` is the number of events before.
-    `popularity_decile` is the target's, 1 the least popular tenth of the items and 10 the most popular.
+    `user id` is known where the vocabulary of users has it, else cold. `history length` is the number of events before.
+    `popularity decile` is the target's, 1 the least popular tenth of the items and 10 the most popular.
 
     Args:
         data_dir: prepared folder.
@@ -89,15 +89,15 @@ def read_labels(
 
     of_query: dict[str, tuple[Sequence[str], np.ndarray]] = {}
     if user:
-        of_query["user"] = (("cold", "known"), (read[user].to_numpy() > 0).astype(np.int64))
+        of_query["user id"] = (("cold", "known"), (read[user].to_numpy() > 0).astype(np.int64))
     bucket_Q = np.searchsorted([*HISTORY_LENGTHS.values()], read[SEEN].to_numpy(), side="left")
-    of_query["history_length"] = ((*HISTORY_LENGTHS, f">{max(HISTORY_LENGTHS.values())}"), bucket_Q)
+    of_query["history length"] = ((*HISTORY_LENGTHS, f">{max(HISTORY_LENGTHS.values())}"), bucket_Q)
     for column in columns:
         of_query[column] = _by_value(data_dir, schema, by_name[column], read[column].to_numpy())
     targets_Q = read[_NUM_TARGETS].to_numpy()
     slicings = {name: Slicing(labels, np.repeat(label_Q, targets_Q)) for name, (labels, label_Q) in of_query.items()}
     decile_T = (percentile_N[read[TARGETS].to_numpy()] * DECILES).astype(np.int64).clip(max=DECILES - 1)
-    slicings["popularity_decile"] = Slicing([str(decile) for decile in range(1, DECILES + 1)], decile_T)
+    slicings["popularity decile"] = Slicing([str(decile) for decile in range(1, DECILES + 1)], decile_T)
     return HeldOutLabels(_codes(read[RAW_USER_ID]), slicings)
 
 

@@ -60,7 +60,7 @@ class Report:
 
     def _slices(self) -> list[str]:
         of_model, *of_baselines = self.slices.values()
-        k = _cut_off(next(iter(of_model["history_length"].values())))
+        k = _cut_off(next(iter(of_model["history length"].values())))
         shown = (f"recall@{k}", f"ndcg@{k}")
         lines = [f"{'':<28}{'queries':>10}" + "".join(f"{name:>12}{self._baselines()}" for name in shown)]
         for slicing, parts in of_model.items():
