@@ -35,7 +35,8 @@ class Exposure:
         row_BK = self._top_k.lists(query_BD, *seen_but_no_target(batch)).row_BK[batch.row >= 0]
         for count_N, k in zip(self._count_kN, self._ks, strict=True):
             listed = row_BK[:, :k].flatten()
-            count_N += torch.bincount(listed[listed >= 0], minlength=len(count_N))
+            listed = listed[listed >= 0]
+            count_N.index_add_(0, listed, torch.ones_like(listed))
 
     def metrics(self) -> dict[str, float]:
         """`coverage@10` and its companions over all queries so far, equal on every process; all processes together."""
