@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.prepared import ITEMS, SCHEMA
@@ -123,6 +123,7 @@ TARGET_OF_PART = st.tuples(st.integers(1, 20), st.integers(0, 3))
 
 
 @given(st.lists(st.lists(TARGET_OF_PART, min_size=1, max_size=4), min_size=1, max_size=6))
+@settings(deadline=None)
 def test_a_part_is_as_if_its_targets_were_all(queries: list[list[tuple[int, int]]]) -> None:
     flat = [(rank, query, label) for query, targets in enumerate(queries) for rank, label in targets]
     found = sliced_metrics(*(torch.tensor(column) for column in zip(*flat, strict=True)), [1, 5])
@@ -202,3 +203,17 @@ def test_a_report_by_brute_force_from_any_number_of_ranks(data: Path, ranks: Ran
     assert f"[{low:.4f}, {high:.4f}]" in tables and "history length 6-20" in tables
     assert tables.count("\nhour ") == 10 and "more, of fewer queries, in the file" in tables
     assert tables.splitlines()[-1].split()[0] == "gini@10"
+
+
+def test_what_one_target_makes_equal_is_shown_once() -> None:
+    def shown(found: dict[str, float]) -> list[str]:
+        metrics = {f"test/{of}{name}@10": value for of in ("", "popularity/") for name, value in found.items()}
+        parts = {"history length": {"0": {"queries": 4, "recall@10": 0.5, "ndcg@10": 0.4}}}
+        sizes = {"all": {"queries": 4, "items": 9}}
+        of = {"model": parts, "popularity": parts}
+        made = report.Report("step-1", "test", sizes, metrics, 0.95, 0, {}, of)
+        return [line.split("@")[0] if "@" in line else line for line in made.tables().splitlines()[6:]]
+
+    single = {"recall": 0.5, "mrr": 0.25, "hit_rate": 0.5, "map": 0.25}
+    assert shown(single) == ["recall", "mrr", "hit_rate is recall at every k", "map is mrr at every k"]
+    assert shown(single | {"map": 0.2, "hit_rate": 0.75}) == ["recall", "mrr", "hit_rate", "map"]

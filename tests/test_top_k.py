@@ -100,6 +100,7 @@ def test_best_columns_are_the_largest_from_the_left(data: st.DataObject) -> None
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(-1, 9)), st.sets(st.integers(0, 9), min_size=1)), min_size=1))
+@settings(deadline=None)
 def test_targets_are_never_left_out(queries: list[tuple[list[int], set[int]]]) -> None:
     lengths = [torch.tensor([len(rows[which]) for rows in queries]) for which in (0, 1)]
     seen, targets = (

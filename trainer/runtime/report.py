@@ -15,6 +15,8 @@ from trainer.runtime.evaluation import Evaluation, RankedSplit
 Slices = dict[str, dict[str, dict[str, float]]]
 """Of each slicing, of each of its parts, queries and metrics."""
 PARTS_SHOWN = 10
+_OF_ONE_TARGET = {"hit_rate": "recall", "map": "mrr"}
+"""Metrics that are the same where each query has one target."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,16 @@ class Report:
         of_all = f"{LEVEL:.0%} interval" if self.intervals else ""
         heads = [f"{prefix + 'model':>16}{'' if prefix else f'{of_all:>18}'}{self._baselines()}" for prefix in prefixes]
         lines = [" " * 26 + "".join(heads)]
-        for name in self.metrics:
-            if name.count("/") == 1:
-                metric = name.removeprefix(f"{self.split}/")
+        metrics = [name.removeprefix(f"{self.split}/") for name in self.metrics if name.count("/") == 1]
+        same = {name for name, other in _OF_ONE_TARGET.items() if self._are_same(metrics, name, other)}
+        for metric in metrics:
+            if metric.partition("@")[0] not in same:
                 lines.append(f"{metric:<26}" + "".join(self._cells(prefix, metric) for prefix in prefixes).rstrip())
-        return lines
+        return lines + [f"{name} is {_OF_ONE_TARGET[name]} at every k" for name in sorted(same)]
+
+    def _are_same(self, metrics: Sequence[str], name: str, other: str) -> bool:
+        ks = [metric.partition("@")[2] for metric in metrics if metric.startswith(f"{name}@")]
+        return all(self.metrics[f"{self.split}/{name}@{k}"] == self.metrics[f"{self.split}/{other}@{k}"] for k in ks)
 
     def _cells(self, prefix: str, metric: str) -> str:
         name = f"{self.split}/{prefix}{metric}"
