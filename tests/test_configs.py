@@ -165,6 +165,10 @@ def test_values_that_contradict_one_another_are_named() -> None:
 def test_evaluate_and_export_values_are_checked() -> None:
     with pytest.raises(UserError, match=r"evaluate.k=\[0\]"):
         check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.k=[0]"]), EvaluateConfig))
+    with pytest.raises(UserError, match="evaluate.baselines=random: expected one of popularity, markov, ials"):
+        check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.baselines=[random]"]), EvaluateConfig))
+    with pytest.raises(UserError, match="evaluate.bootstrap=-1: expected 0 or more"):
+        check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.bootstrap=-1"]), EvaluateConfig))
     with pytest.raises(UserError, match="evaluate.split=train: expected one of test, validation"):
         check_evaluate_config(typed(compose("evaluate", ["run.dir=r", "evaluate.split=train"]), EvaluateConfig))
     with pytest.raises(UserError, match="export.side=user: expected one of item, query, table"):

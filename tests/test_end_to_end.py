@@ -77,6 +77,24 @@ def test_evaluation_is_the_same_on_other_numbers_of_ranks(two_tower: Path, ranks
     assert metrics(two_tower) == pytest.approx(before, rel=1e-12)
 
 
+def test_everything_is_told_beside_the_metrics(two_tower: Path) -> None:
+    stdout = succeed("trainer.evaluate", f"run.dir={two_tower}", "evaluate.slices=[hour]",
+                     "evaluate.baselines=[popularity,markov]", ranks=2)  # fmt: skip
+    told = json.loads((two_tower / "evaluation.json").read_text())
+    assert told["metrics"] == metrics(two_tower)
+    assert told["slices"].keys() == {"model", "popularity", "markov"}
+    assert told["slices"]["model"].keys() == {"user id", "history length", "hour", "popularity decile"}
+    for of in told["slices"].values():  # a query has one target
+        for parts in of.values():
+            assert sum(part["queries"] for part in parts.values()) == told["sizes"]["all"]["queries"]
+    low, high = told["intervals"]["test/recall@10"]
+    assert low < told["metrics"]["test/recall@10"] < high
+    assert told["metrics"]["test/popularity/recall@10"] < told["metrics"]["test/markov/recall@10"]
+    last = f"written to {two_tower / 'metrics.json'}, with intervals and all slices to {two_tower / 'evaluation.json'}"
+    assert stdout.splitlines()[-1] == last and f"[{low:.4f}, {high:.4f}]" in stdout
+    succeed("trainer.evaluate", f"run.dir={two_tower}", ranks=2)  # as the other tests want it
+
+
 def test_the_exported_embeddings_reproduce_the_metrics(data: Path, two_tower: Path) -> None:
     """Dot products of the two files, ranked over the catalogue in numpy, give the figures of metrics.json."""
     stdout = succeed("trainer.export", f"run.dir={two_tower}", "export.rows_per_shard=700", ranks=2)
@@ -95,19 +113,22 @@ def test_the_exported_embeddings_reproduce_the_metrics(data: Path, two_tower: Pa
     events = pq.read_table(data / "events" / "test").to_pylist()
     assert queries["row"].to_pylist() == list(range(len(events)))
     scores = query_vectors @ item_vectors.T
-    ranks = []
+    ranks, listed = [], set()
     for row, (target_id,) in enumerate(queries["target_item_ids"].to_pylist()):
         target = row_of[target_id]
         left_out = np.array([item for item in events[row][SEEN] if item != target], dtype=int)
         at_least = scores[row] >= scores[row, target]
         ranks.append(at_least.sum() - at_least[left_out].sum())
+        scores[row, left_out] = -np.inf
+        listed.update(np.argsort(-scores[row])[:10].tolist())
     ranks = np.array(ranks)
     saved, tolerance = metrics(two_tower), 1.01 / len(ranks)  # one near-tie may fall the other way
     for k in (1, 10, 100):
         hit = ranks <= k
         assert saved[f"test/recall@{k}"] == pytest.approx(hit.mean(), abs=tolerance)
         assert saved[f"test/ndcg@{k}"] == pytest.approx((hit / np.log2(ranks + 1)).mean(), abs=tolerance)
-        assert saved[f"test/mrr@{k}"] == pytest.approx((hit / ranks).mean(), abs=tolerance)
+        assert saved[f"test/mrr@{k}"] == saved[f"test/map@{k}"] == pytest.approx((hit / ranks).mean(), abs=tolerance)
+    assert saved["test/coverage@10"] == pytest.approx(len(listed) / len(items), abs=2.01 / len(items))
 
 
 def test_shards_are_the_same_bytes_from_any_number_of_ranks(two_tower: Path) -> None:

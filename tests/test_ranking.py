@@ -18,6 +18,7 @@ from trainer.runtime import ranking
 from trainer.runtime.evaluation import Evaluation
 from trainer.runtime.fit import check_monitor
 from trainer.runtime.processes import Processes
+from trainer.runtime.scoring import DotProducts
 
 ITEMS, PER_RANK = 29, 6
 COLD = torch.arange(ITEMS) % 5 == 2
@@ -60,7 +61,7 @@ def evaluated(
         target_rows=flat(targets[here]), target_lengths=torch.tensor([*map(len, targets[here])]),
         seen_rows=flat(seen[here]), seen_lengths=torch.tensor([*map(len, seen[here])]),
     )  # fmt: skip
-    evaluation = Evaluation(lambda _: queries[here], items[rows.start : rows.stop], rows.start, is_cold)
+    evaluation = Evaluation(lambda _: queries[here], DotProducts(items[rows.start : rows.stop]), rows.start, is_cold)
     evaluation.update(batch)
     return evaluation.metrics([1, 3, 10]), evaluation.sizes()
 
@@ -83,7 +84,7 @@ def test_lists_by_brute_force_ties_against_the_targets(ranks: RankPool, world_si
     sizes_of_lists = (ITEMS, int(COLD.sum()), int((~COLD).sum()))
     for function in (evaluated, evaluated_one_at_a_time):
         for metrics, sizes in ranks.run(world_size, function, COLD, *drawn):
-            assert len(metrics) == 3 * 4 * 3
+            assert len(metrics) == 3 * 5 * 3
             for (prefix, found), items in zip(places.items(), sizes_of_lists, strict=True):
                 asked = [its for its in found if its]
                 assert sizes[prefix] == (len(asked), items)

@@ -93,8 +93,12 @@ def check_train_config(config: TrainConfig) -> None:
     if config.run.checkpoint_every_steps is not None:
         require_positive("run.checkpoint_every_steps", config.run.checkpoint_every_steps)
     monitor = config.run.monitor
-    if monitor is not None and not re.fullmatch(r"val/((cold|warm)/)?(recall|ndcg|mrr|hit_rate)@0*[1-9]\d*", monitor):
-        expected = "one of val/recall@k, val/ndcg@k, val/mrr@k, val/hit_rate@k, or the same of val/cold/ or val/warm/"
+    of_lists = r"val/((cold|warm)/)?(recall|ndcg|mrr|hit_rate|map)@0*[1-9]\d*"
+    if monitor is not None and not re.fullmatch(of_lists, monitor):
+        expected = (
+            "one of val/recall@k, val/ndcg@k, val/mrr@k, val/hit_rate@k, val/map@k, or the same of val/cold/ or "
+            "val/warm/"
+        )
         raise UserError("run.monitor", monitor, expected, "set run.monitor=val/recall@100")
     sharding = config.sharding
     chosen = {"ids": sharding.ids, "categoricals": sharding.categoricals}
@@ -210,6 +214,10 @@ def check_evaluate_config(config: EvaluateConfig) -> None:
     require_positive("evaluate.batch_size_per_rank", config.evaluate.batch_size_per_rank)
     if not config.evaluate.k or min(config.evaluate.k) < 1:
         raise UserError("evaluate.k", config.evaluate.k, "cut-offs from 1", "set evaluate.k=[10,100]")
+    for baseline in config.evaluate.baselines:
+        require_one_of("evaluate.baselines", baseline, ("popularity", "markov", "ials"))
+    if config.evaluate.bootstrap < 0:
+        raise UserError("evaluate.bootstrap", config.evaluate.bootstrap, "0 or more", "set evaluate.bootstrap=1000")
 
 
 def check_export_config(config: ExportConfig) -> None:

@@ -1,6 +1,6 @@
 """Checkpoint -> metrics.
 
-torchrun --nproc-per-node 2 -m trainer.evaluate run.dir=RUN      writes RUN/metrics.json
+torchrun --nproc-per-node 2 -m trainer.evaluate run.dir=RUN      writes RUN/metrics.json, RUN/evaluation.json
 """
 
 import json
@@ -23,73 +23,82 @@ def main(config: DictConfig) -> None:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
-    """Ranks every held-out item of a split over the whole catalogue, by the model and by popularity.
+    """Ranks every held-out item of a split over the whole catalogue, by the model and by the baselines.
 
     Returns:
-        Metrics by name, such as `test/recall@10` and `test/popularity/recall@10`, and where there are cold items also
-        `test/cold/recall@10` and `test/warm/recall@10` (see Evaluation.metrics); written to RUN/metrics.json too, in
-        place of what an earlier evaluation left there.
+        Metrics by name, such as `test/recall@10`, `test/coverage@10` and `test/popularity/recall@10`, and where there
+        are cold items also `test/cold/recall@10` and `test/warm/recall@10` (see Evaluation.metrics); written to
+        RUN/metrics.json too, and with intervals and slices (see Report) to RUN/evaluation.json, in place of what an
+        earlier evaluation left there.
 
     Raises:
         UserError: before any process group exists, if the run or its data is not as it must be.
     """
     check_evaluate_config(config)
     # after the config is known to be sound: these imports take seconds
+    import torch
     from tqdm.auto import tqdm
 
     from trainer.data.events import HeldOutReader
     from trainer.data.row_groups import open_events
     from trainer.data.shares import share_of_rank, steps_of_all
-    from trainer.runtime import run_directory
+    from trainer.data.slices import check_slices, read_labels
+    from trainer.data.transitions import check_transitions
+    from trainer.model.exposure import popularity_percentile
+    from trainer.runtime import report, run_directory
     from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
+    from trainer.runtime.ials import check_ials, evaluate_ials
     from trainer.runtime.loading import load_model, open_run
+    from trainer.runtime.markov import evaluate_markov
     from trainer.runtime.processes import find_processes, joined
     from trainer.runtime.quiet import quieten_libraries
 
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)
     run = open_run(config.run)
-    split, batch_size_per_rank = config.evaluate.split, config.evaluate.batch_size_per_rank
+    asked, split, batch_size_per_rank = config.evaluate, config.evaluate.split, config.evaluate.batch_size_per_rank
+    check_slices(run.schema, asked.slices)
+    if "markov" in asked.baselines:
+        check_transitions(run.schema)
+    if "ials" in asked.baselines:
+        check_ials(run.schema)
     files = open_events(run.data_dir, run.schema, split)
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
     steps = steps_of_all(files.num_rows, batch_size_per_rank, processes.world_size)
     reader = HeldOutReader(files, run.assembler, batch_size_per_rank, share, steps)
+    labels = None
+    if processes.is_first:
+        percentile_N = popularity_percentile(torch.tensor(run.catalog.train_counts())).numpy()
+        labels = read_labels(run.data_dir, run.schema, split, asked.slices, percentile_N)
     with joined(processes):
         model = load_model(run, batch_size_per_rank, processes)
         evaluations = {
-            "": evaluate_model(model, run.assembler, run.catalog, split, batch_size_per_rank, processes),
-            "popularity/": evaluate_popularity(run.catalog, split, processes),
+            "": evaluate_model(model, run.assembler, run.catalog, split, batch_size_per_rank, processes, asked.k)
         }
+        for baseline in asked.baselines:
+            if baseline == "popularity":
+                evaluated = evaluate_popularity(run.catalog, split, processes, asked.k)
+            else:
+                evaluate_baseline = evaluate_markov if baseline == "markov" else evaluate_ials
+                evaluated = evaluate_baseline(run.data_dir, run.schema, run.catalog, split, processes, asked.k)
+            evaluations[f"{baseline}/"] = evaluated
         for batch in tqdm(reader, desc="evaluate", unit="batch", disable=not processes.is_first):
             here = batch.to(processes.device)
             for evaluation in evaluations.values():
                 evaluation.update(here)
-    metrics = {
-        f"{split}/{of}{name}": value
-        for of, evaluation in evaluations.items()
-        for name, value in evaluation.metrics(config.evaluate.k).items()
-    }
-    if processes.is_first:
+        metrics = {
+            f"{split}/{of}{name}": value
+            for of, evaluation in evaluations.items()
+            for name, value in evaluation.metrics(asked.k).items()
+        }
+    if labels is not None:
+        found = report.make(run.checkpoint.name, evaluations, metrics, labels, asked)
+        everything = run_directory.write(config.run.dir, "evaluation.json", found.to_json())
         path = run_directory.write(config.run.dir, "metrics.json", json.dumps(metrics, indent=2) + "\n")
         print(f"checkpoint {run.checkpoint.name}")
-        _print_table(split, metrics, evaluations[""].sizes())
-        print(f"written to {path}")
+        print(found.tables())
+        print(f"written to {path}, with intervals and all slices to {everything}")
     return metrics
-
-
-def _print_table(split: str, metrics: dict[str, float], sizes: dict[str, tuple[int, int]]) -> None:
-    """Two columns for all items, and where there are cold ones, two for these and two for the others."""
-    every, _ = sizes[""]
-    for prefix, (queries, items) in sizes.items():
-        left_out = f" ({every - queries:,} queries of {split} have no such target)" if queries < every else ""
-        print(f"{prefix.strip('/') or 'all':<5}{queries:,} queries of {split}, {items:,} items{left_out}")
-    print(" " * 20 + "".join(f"{prefix + 'model':>16}{'popularity':>12}" for prefix in sizes))
-    for name in metrics:
-        if name.count("/") == 1:
-            metric = name.removeprefix(f"{split}/")
-            pairs = [(metrics[f"{split}/{prefix}{metric}"], metrics[f"{split}/popularity/{prefix}{metric}"])
-                     for prefix in sizes]  # fmt: skip
-            print(f"{name:<20}" + "".join(f"{model:>16.4f}{popularity:>12.4f}" for model, popularity in pairs))
 
 
 if __name__ == "__main__":

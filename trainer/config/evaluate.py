@@ -28,7 +28,16 @@ class EvaluationConfig:
     split: str = "test"
     """test or validation."""
     k: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50, 100])
-    """Cut-offs of recall, NDCG, MRR and hit rate."""
+    """Cut-offs of recall, NDCG, MRR, hit rate and MAP, and of the lists whose coverage and popularity are measured."""
+    baselines: list[str] = field(default_factory=lambda: ["popularity"])
+    """What is ranked beside the model: popularity, the same list for everybody; markov, what followed the user's last
+    items in training, for which every rank reads the training rows; ials, matrix factorisation of who had what, by
+    `implicit` (pip install '.[baselines]'), which the first rank fits and of which each rank holds all item factors."""
+    bootstrap: int = 1000
+    """Resamples of the users from which each ranking metric's 95 % interval is taken; 0 for none."""
+    slices: list[str] = field(default_factory=list)
+    """Categorical features of the query, such as hour, by whose values recall and NDCG are told apart, as they are by
+    new and known users, length of the history and popularity of the target."""
     batch_size_per_rank: int = 1024
     """Queries a rank scores at a time against its share of the catalogue."""
 

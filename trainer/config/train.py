@@ -175,10 +175,10 @@ class RunConfig:
     validation_batch_size_per_rank: int = 1024
     """Queries a rank scores at a time."""
     monitor: str | None = "val/recall@100"
-    """The metric that decides the best checkpoint and when to stop: recall, ndcg, mrr or hit_rate at any k. Of
-    val/cold/recall@100 cold items alone are candidates and targets, of val/warm/recall@100 the others; cold are those
-    without training events. null validates nothing: the run trains all its epochs, and its newest checkpoint is its
-    best; so it is for data of which nothing is held out for validation."""
+    """The metric that decides the best checkpoint and when to stop: recall, ndcg, mrr, hit_rate or map at any k.
+    Of val/cold/recall@100 cold items alone are candidates and targets, of val/warm/recall@100 the others; cold are
+    those without training events. null validates nothing: the run trains all its epochs, and its newest checkpoint is
+    its best; so it is for data of which nothing is held out for validation."""
     patience: int = 3
     """Validations without a better monitor before training stops."""
     log_every: int = 20

@@ -47,12 +47,59 @@ def mrr_at_k(rank_T: Tensor, length_Q: Tensor, k: int) -> Tensor:
     return (first_Q <= k) / first_Q.double()
 
 
-METRICS = {"recall": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k, "hit_rate": hit_rate_at_k}
+def map_at_k(rank_T: Tensor, length_Q: Tensor, k: int) -> Tensor:
+    """Average precision, whose mean over queries is MAP.
+
+    Sum over targets among the first k of the share of targets in the list up to that one, over min(k, targets), so that
+    a perfect list always has 1: McFee et al. 2012, "The Million Song Dataset Challenge". With one target it is
+    mrr_at_k. As recall_at_k.
+    """
+    query_T = torch.repeat_interleave(torch.arange(len(length_Q), device=rank_T.device), length_Q)
+    by_rank = torch.argsort(rank_T, stable=True)
+    rank_T = rank_T[by_rank[torch.argsort(query_T[by_rank], stable=True)]]  # each query's ascending
+    place_T = torch.arange(1, len(rank_T) + 1, device=rank_T.device) - (length_Q.cumsum(0) - length_Q)[query_T]
+    precision_T = torch.where(rank_T <= k, place_T / rank_T.double(), 0.0)
+    return _sum(precision_T, length_Q) / length_Q.clamp(max=k)
+
+
+METRICS = {
+    "recall": recall_at_k, "ndcg": ndcg_at_k, "mrr": mrr_at_k, "hit_rate": hit_rate_at_k, "map": map_at_k,
+}  # fmt: skip
+
+
+def ranking_values(rank_T: Tensor, length_Q: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
+    """float64 [Q], of every query, by names such as `recall@10`."""
+    return {f"{name}@{k}": metric(rank_T, length_Q, k) for name, metric in METRICS.items() for k in ks}
 
 
 def ranking_metrics(rank_T: Tensor, length_Q: Tensor, ks: Sequence[int]) -> dict[str, float]:
-    """Means over the queries by name, such as `recall@10`."""
-    return {f"{name}@{k}": metric(rank_T, length_Q, k).mean().item() for name, metric in METRICS.items() for k in ks}
+    """Means over the queries of `ranking_values`."""
+    return {name: value_Q.mean().item() for name, value_Q in ranking_values(rank_T, length_Q, ks).items()}
+
+
+def sliced_metrics(rank_T: Tensor, query_T: Tensor, label_T: Tensor, ks: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Recall and NDCG by label: of the queries with a target of that label, as if it had no other targets.
+
+    Args:
+        rank_T: int64 ranks from 1, among all items.
+        query_T: int64 ascending, the query of each target.
+        label_T: integer.
+        ks: cut-offs.
+
+    Returns:
+        For each label in ascending order `queries`, how many have such a target, and means over these by name.
+    """
+    order_T = torch.argsort(label_T, stable=True)
+    labels, sizes = torch.unique_consecutive(label_T[order_T], return_counts=True)
+    found: dict[int, dict[str, float]] = {}
+    for label, of_label in zip(labels.tolist(), order_T.split(sizes.tolist()), strict=True):
+        _, length_Q = torch.unique_consecutive(query_T[of_label], return_counts=True)
+        found[label] = {"queries": len(length_Q)} | {
+            f"{name}@{k}": METRICS[name](rank_T[of_label], length_Q, k).mean().item()
+            for name in ("recall", "ndcg")
+            for k in ks
+        }
+    return found
 
 
 def _sum(value_T: Tensor, length_Q: Tensor) -> Tensor:

@@ -23,6 +23,16 @@ def gather_with_gradient(local: Tensor) -> Tensor:
     return local if dist.get_world_size() == 1 else _Gather.apply(local)
 
 
+def gather_of_any_length(local: Tensor) -> Tensor:
+    """Concatenates one-dimensional tensors of any lengths over ranks, without gradient."""
+    length = gather(torch.tensor([len(local)], device=local.device))
+    longest = int(length.max())
+    padded = local.new_zeros(longest)
+    padded[: len(local)] = local
+    everyone = gather(padded).view(len(length), longest)
+    return torch.cat([row[:n] for row, n in zip(everyone, length.tolist(), strict=True)])
+
+
 def gather_objects(local: Any) -> list[Any]:
     """Small picklable objects of all ranks, in rank order, on every rank."""
     everyone: list[Any] = [None] * dist.get_world_size()

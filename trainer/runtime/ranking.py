@@ -7,10 +7,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.data.batch import QueryBatch
-from trainer.runtime.gather import gather
+from trainer.runtime.gather import gather, gather_of_any_length
+from trainer.runtime.scoring import ItemScores
 
 # B queries on this rank, Q queries of all ranks, C scored and c of them compared at a time, T targets of these, K
-# interests of a query, R = C * K, M items on this rank, N items of all ranks, D embedding dim
+# interests of a query, M items on this rank, N items of all ranks, D embedding dim
 
 SCORES_AT_ONCE = 1 << 25
 """Scores that a process holds in memory, of all interests: 128 MB in float32."""
@@ -38,42 +39,38 @@ class TargetRanks:
 class CatalogRanker:
     """Scores queries against this rank's stretch of the catalogue and adds up the counts of all ranks.
 
-    To a query of several interests an item scores what it does to the best of them: Cen et al. 2020, "ComiRec", the
-    aggregation module.
-
     A query's list holds all items but those the user has already seen; its targets are never left out. Ties count
     against the targets: they stand behind all other items of the same score, in the order in which they are given. So
     the rank of a single target is 1 + the number of other items that do not score below it. A score that is not a
     number comes after all items.
 
     Args:
-        item_MD: embeddings of this rank's items.
+        items: those of this rank.
         first_row: catalogue row of the first of them; ranks hold contiguous stretches.
         is_cold_N: bool, which items of the whole catalogue are cold.
     """
 
-    def __init__(self, item_MD: Tensor, first_row: int, is_cold_N: Tensor) -> None:
-        is_cold_M = is_cold_N[first_row : first_row + len(item_MD)]
+    def __init__(self, items: ItemScores, first_row: int, is_cold_N: Tensor) -> None:
+        is_cold_M = is_cold_N[first_row : first_row + len(items)]
         order_M = torch.argsort(is_cold_M.int(), stable=True)  # warm before cold, so that each is one stretch
-        self._item_MD, self._first_row, self._is_cold_N = item_MD[order_M], first_row, is_cold_N
+        self._items, self._first_row, self._is_cold_N = items.permuted(order_M), first_row, is_cold_N
         self._column_M = torch.argsort(order_M)
         self._num_warm = int((~is_cold_M).sum())
-        self._most_items = int(gather(torch.tensor([len(item_MD)], device=item_MD.device)).max())
+        self._most_items = int(gather(torch.tensor([len(items)], device=order_M.device)).max())
         # Held for good, since fresh memory costs more than what is done with it.
-        self._score_RM = item_MD.new_empty((0, len(item_MD)))
-        self._below_cM = item_MD.new_empty((max(1, COMPARED_AT_ONCE // max(1, len(item_MD))), len(item_MD)))
+        self._below_cM = items.empty(max(1, COMPARED_AT_ONCE // max(1, len(items))), len(items))
 
     def ranks(self, query_BD: Tensor, batch: QueryBatch) -> TargetRanks:
         """Ranks the targets of all processes' queries, on every process.
 
         Args:
-            query_BD: this process's queries, or [B, K, D] of several interests.
+            query_BD: this process's queries as the items' scores take them, or [B, K, D] of several interests.
             batch: they came from; every process must call with equally many rows.
         """
         length_Q = gather(batch.target_lengths)
-        query_QKD = gather(query_BD).reshape(len(length_Q), -1, self._item_MD.shape[1])
-        target_Q = _gather_ragged(batch.target_rows).split(length_Q.tolist())
-        seen_Q = _gather_ragged(batch.seen_rows).split(gather(batch.seen_lengths).tolist())
+        query_QKD = gather(query_BD).reshape(-1, query_BD.shape[1:-1].numel(), query_BD.shape[-1])
+        target_Q = gather_of_any_length(batch.target_rows).split(length_Q.tolist())
+        seen_Q = gather_of_any_length(batch.seen_rows).split(gather(batch.seen_lengths).tolist())
         # Queries with the most targets first, so that those which have a further one are always the first rows.
         order_Q = torch.argsort(length_Q, descending=True, stable=True)
         target_Q, seen_Q = ([rows_Q[query] for query in order_Q.tolist()] for rows_Q in (target_Q, seen_Q))
@@ -91,7 +88,7 @@ class CatalogRanker:
     def _rank(self, query_CKD: Tensor, target_C: list[Tensor], seen_C: list[Tensor]) -> Tensor:
         """int64 [2, T]: ranks among all items, and among the target's own kind."""
         query_T, target_T = _pairs(target_C)
-        score_CM = self._scores(query_CKD)
+        score_CM = self._items.scores(query_CKD, 0, len(self._items))
         here_T, column = self._here(target_T)
         # from the same product as the scores it is compared with, whose rounding then is the same for equal items
         threshold_T = score_CM.new_full((len(target_T),), float("-inf"))
@@ -111,17 +108,6 @@ class CatalogRanker:
             above_2T.sum(dim=0) + _places(query_T, threshold_T),
             above_own_T + _places(2 * query_T + is_cold_T, threshold_T),
         ])  # fmt: skip
-
-    def _scores(self, query_CKD: Tensor) -> Tensor:
-        """[C, M]: of every item here, the best that an interest gives it."""
-        query_RD = query_CKD.flatten(0, 1)
-        if len(self._score_RM) < len(query_RD):
-            self._score_RM = self._item_MD.new_empty((len(query_RD), len(self._item_MD)))
-        score_RM = torch.mm(query_RD, self._item_MD.T, out=self._score_RM[: len(query_RD)])
-        best_CM, *others = score_RM.unflatten(0, query_CKD.shape[:2]).unbind(1)
-        for other_CM in others:
-            torch.maximum(best_CM, other_CM, out=best_CM)
-        return best_CM
 
     def _count_others(self, score_CM: Tensor, length_C: list[int], threshold_T: Tensor) -> Tensor:
         """int64 [2, T]: warm and cold items here that do not score below a target; what is left out is at -inf."""
@@ -145,7 +131,7 @@ class CatalogRanker:
     def _here(self, row_T: Tensor) -> tuple[Tensor, Tensor]:
         """Which of the catalogue rows are on this process, and those rows' columns in the scores."""
         place_T = row_T - self._first_row
-        here_T = (place_T >= 0) & (place_T < len(self._item_MD))
+        here_T = (place_T >= 0) & (place_T < len(self._items))
         return here_T, self._column_M[place_T[here_T]]
 
 
@@ -169,13 +155,3 @@ def _pairs(rows_C: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(query, catalogue row) of everything in the queries' lists of rows."""
     lengths_C = torch.tensor([len(rows) for rows in rows_C], device=rows_C[0].device)
     return torch.repeat_interleave(torch.arange(len(rows_C), device=lengths_C.device), lengths_C), torch.cat(rows_C)
-
-
-def _gather_ragged(local: Tensor) -> Tensor:
-    """Concatenates tensors of any length over ranks."""
-    length = gather(torch.tensor([len(local)], device=local.device))
-    longest = int(length.max())
-    padded = local.new_zeros(longest)
-    padded[: len(local)] = local
-    everyone = gather(padded).view(len(length), longest)
-    return torch.cat([row[:n] for row, n in zip(everyone, length.tolist(), strict=True)])
