@@ -192,7 +192,8 @@ def write_where_there_is_no_room(processes: Processes, folder: Path, path: Path)
         writer.save(model, {}, path, then=lambda: None)
         writer.wait()
         failures.append(writer.failure)
-        assert not path.with_name(path.name + ".partial").exists()
+        # the first rank takes away what there is of it
+        assert processes.rank or not path.with_name(path.name + ".partial").exists()
     return failures[0], failures[1]
 
 
