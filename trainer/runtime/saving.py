@@ -38,7 +38,9 @@ class Saving(Checkpoint):
         self._every, self._num_steps = every, num_steps
         self._writer, self._signals = writer, signals
         self._best: dict[str, Any] = {}
+        self._best_before: dict[str, Any] = {}
         self._saved_step = 0
+        self._unwritten: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far."""
@@ -46,8 +48,7 @@ class Saving(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the best up again, if it is still there: a later one may have taken its place, and been damaged."""
-        best = state_dict["best"]
-        self._best = best if best and (self._folder / checkpoint.name(best["step"])).is_dir() else {}
+        self._best = state_dict["best"] if self._is_there(state_dict["best"]) else {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Goes on with the validation that was due when the checkpoint was saved."""
@@ -84,7 +85,7 @@ class Saving(Checkpoint):
         assert monitor is not None
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if not self._best or metrics[monitor] > self._best["metrics"][monitor]:
-            self._best = {"step": trainer.global_step, "metrics": metrics}
+            self._best_before, self._best = self._best, {"step": trainer.global_step, "metrics": metrics}
         if trainer.is_global_zero and not self._writer.is_busy:  # else it tidies up when it is done
             self._tidy()
 
@@ -92,6 +93,7 @@ class Saving(Checkpoint):
         """Waits until the last checkpoint is complete."""
         self._signals.training(False)
         self._writer.wait()
+        self._writer.failure = self._writer.failure or self._unwritten
         self._look_at_failure(trainer, at_the_end=True)
         if trainer.is_global_zero:
             self._tidy()
@@ -109,8 +111,9 @@ class Saving(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         self._writer.wait()
         self._look_at_failure(trainer)
+        self._unwritten = None
         if self._config.monitor is None:
-            self._best = {"step": trainer.global_step, "metrics": {}}
+            self._best_before, self._best = self._best, {"step": trainer.global_step, "metrics": {}}
         trainer.save_checkpoint(self._folder / checkpoint.name(trainer.global_step), storage_options=self._tidy)
         self._saved_step = trainer.global_step
         for logger in trainer.loggers:
@@ -118,7 +121,11 @@ class Saving(Checkpoint):
 
     def _tidy(self) -> None:
         """Notes the best, removes what is not kept; by the first rank alone, while no checkpoint is being written."""
-        checkpoint.keep(self._folder, self._best, self._config.keep_checkpoints)
+        best = self._best if self._is_there(self._best) else self._best_before
+        checkpoint.keep(self._folder, best, self._config.keep_checkpoints)
+
+    def _is_there(self, best: dict[str, Any]) -> bool:
+        return bool(best) and (self._folder / checkpoint.name(best["step"])).is_dir()
 
     def _leave_if_asked(self, trainer: pl.Trainer) -> None:
         asked = [name for name in gather_objects(self._signals.received) if name]
@@ -142,6 +149,9 @@ class Saving(Checkpoint):
         failure, self._writer.failure = self._writer.failure, None
         if failure is None:
             return
+        self._unwritten = failure
+        if not self._is_there(self._best):
+            self._best = self._best_before
         newest = checkpoint.newest(self._config.dir)
         before = f"the one before, {newest.name}, is whole" if newest else "there is none before it"
         if at_the_end or self._config.on_failed_checkpoint == "stop":
