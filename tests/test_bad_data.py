@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.disks import small_disk
 from tests.shop import IDS, Columns, candidate, events_of, query, rows
 from trainer.config import FeatureConfig, GeneratedConfig, MovieLensConfig, PrepareConfig, TabularConfig
 from trainer.data.schema import Schema
@@ -332,19 +333,10 @@ def test_an_offset_from_utc_counts(tmp_path: Path) -> None:
 # --- room on disk ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", disk], check=True)
+@pytest.fixture(name="small_disk")
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "6m") as folder:
+        yield folder
 
 
 def write_many(folder: Path, events: int) -> None:

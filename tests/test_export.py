@@ -18,6 +18,7 @@ import pytest
 
 from tests import exports
 from tests.commands import command, environment
+from tests.disks import small_disk
 from tests.exports import contents
 from tests.prepared import ITEMS, ROWS
 from tests.ranks import RankPool
@@ -287,16 +288,10 @@ def test_an_embedding_that_the_type_cannot_hold_is_named(
     assert told.endswith("item_embeddings; 1 of 3 shards were there")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Of a megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"mounting a tmpfs needs root: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+@pytest.fixture(name="small_disk")
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "1m") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_told_and_with_room_the_export_goes_on(

@@ -32,6 +32,7 @@ from trainer.errors import UserError
 from trainer.model.query_program import Table, int8_rows
 from trainer.model.two_tower import dense_parameters, make_model
 from trainer.runtime import checkpoint, held_out_queries
+from trainer.runtime.fingerprint import model_fingerprint
 from trainer.runtime.held_out_queries import HeldOutQueries, difference
 from trainer.runtime.loading import load_model, open_run
 from trainer.runtime.processes import Processes
@@ -199,7 +200,9 @@ def test_embeddings_are_those_of_the_sharded_model(ranks: RankPool, shop: Shop, 
     )
     assert float(re.search(r"over 24 queries of test: (\S+)", told[1]).group(1)) <= 1e-5
     assert re.fullmatch(r"latency on one thread, batch of 64: p50 [\d.]+ ms, p99 [\d.]+ ms", told[3])
-    assert tower.facts["fingerprint"] in told[0] and tower.facts["checkpoint"] == "step-000000007"
+    fingerprint = model_fingerprint(open_run(CheckpointConfig(dir=str(run_dir), checkpoint="last")))
+    assert tower.facts["fingerprint"] == fingerprint and fingerprint in told[0]
+    assert tower.facts["checkpoint"] == "step-000000007"
     assert tower.facts["interests"] == {"multi_interest": 4, "attention": 3}.get(name, 1)
 
 

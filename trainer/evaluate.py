@@ -45,13 +45,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     from trainer.data.slices import check_slices, read_labels
     from trainer.data.transitions import check_transitions
     from trainer.model.exposure import popularity_percentile
-    from trainer.runtime import report, run_directory
+    from trainer.runtime import report
     from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
     from trainer.runtime.ials import check_ials, evaluate_ials
     from trainer.runtime.loading import load_model, open_run
     from trainer.runtime.markov import evaluate_markov
     from trainer.runtime.processes import find_processes, joined
     from trainer.runtime.quiet import quieten_libraries
+    from trainer.runtime.whole_files import write
 
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)
@@ -93,8 +94,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         }
     if labels is not None:
         found = report.make(run.checkpoint.name, evaluations, metrics, labels, asked)
-        everything = run_directory.write(config.run.dir, "evaluation.json", found.to_json())
-        path = run_directory.write(config.run.dir, "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        everything = write(config.run.dir, "evaluation.json", found.to_json())
+        path = write(config.run.dir, "metrics.json", json.dumps(metrics, indent=2) + "\n")
         print(f"checkpoint {run.checkpoint.name}")
         print(found.tables())
         print(f"written to {path}, with intervals and all slices to {everything}")

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from trainer.config import ExportConfig
 from trainer.data.item_digests import item_digests
 from trainer.errors import UserError
+from trainer.runtime.fingerprint import model_fingerprint
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.loading import SavedRun
-from trainer.runtime.shard_claim import model_fingerprint
 from trainer.runtime.shard_folder import MANIFEST, SUCCESS, read_manifest
 from trainer.runtime.shards import ItemShards
 

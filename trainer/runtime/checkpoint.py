@@ -23,6 +23,7 @@ from torchrec.distributed import DistributedModelParallel
 
 from trainer.errors import UserError
 from trainer.runtime.gather import gather_objects
+from trainer.runtime.whole_files import write
 
 BEST, REST, CHECKSUMS = "best.json", "trainer.pt", "checksums.json"
 DAMAGED = ".damaged"
@@ -129,9 +130,7 @@ def keep(folder: Path, best: dict[str, Any], newest: int) -> None:
         newest: how many of the newest to keep.
     """
     if best:
-        partial = folder / (BEST + ".partial")
-        partial.write_text(json.dumps(best, indent=2) + "\n")
-        partial.rename(folder / BEST)
+        write(folder, BEST, json.dumps(best, indent=2) + "\n")
     kept = {*names(folder)[-newest:]} | ({name(best["step"])} if best else set())
     for path in folder.glob("step-*"):
         if path.name not in kept and path.suffix != DAMAGED:

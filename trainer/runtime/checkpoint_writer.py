@@ -23,6 +23,7 @@ from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 
 from trainer.runtime import checkpoint
+from trainer.runtime.whole_files import synchronise, write_durably
 
 Result = TypeVar("Result")
 
@@ -168,7 +169,7 @@ def _begin(partial: Path, rest: io.BytesIO, needed: int) -> None:
     if free < needed:  # else it would first take all the room that there is from the logs, and from others
         told = f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free"
         raise OSError(errno.ENOSPC, told, str(partial))
-    _write_durably(partial / checkpoint.REST, rest.getbuffer())
+    write_durably(partial / checkpoint.REST, rest.getbuffer())
 
 
 def _checksums(partial: Path) -> dict[str, Any]:
@@ -180,15 +181,7 @@ def _checksums(partial: Path) -> dict[str, Any]:
 
 
 def _finish(partial: Path, path: Path, checksums: dict[str, Any]) -> None:
-    _write_durably(partial / checkpoint.CHECKSUMS, json.dumps(checksums, indent=2).encode())
+    write_durably(partial / checkpoint.CHECKSUMS, json.dumps(checksums, indent=2).encode())
     shutil.rmtree(path, ignore_errors=True)
     partial.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # a rename that a power cut undoes would leave step-N.partial
-    os.close(folder)
-
-
-def _write_durably(file: Path, content: bytes | memoryview) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        os.fsync(stream.fileno())
+    synchronise(path.parent)  # a rename that a power cut undoes would leave step-N.partial

@@ -16,6 +16,7 @@ from trainer.config import RunConfig
 from trainer.data.batch import RetrievalBatch
 from trainer.data.events import TrainingReader
 from trainer.errors import UserError
+from trainer.model.two_tower import dense_parameters
 from trainer.runtime.gather import gather, gather_objects
 from trainer.runtime.processes import Processes
 
@@ -43,7 +44,7 @@ class NonFiniteSteps:
     ) -> None:
         self._config, self._reader, self._processes = config, reader, processes
         cast(nn.Module, model.module.embeddings).register_forward_hook(self._watch)
-        self._dense = [parameter for name, parameter in model.named_parameters() if "embeddings." not in name]
+        self._dense = [*dense_parameters(model).values()]
         self._is_bad_W = torch.zeros(processes.world_size, dtype=torch.bool)
         self._expected: tuple[RetrievalBatch, Tensor, Tensor, Tensor] | None = None
         self.left_out = 0

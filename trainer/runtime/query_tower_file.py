@@ -4,9 +4,7 @@ It is written beside its place, loaded as a server would, compared with the mode
 """
 
 import copy
-import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from torchrec.distributed import DistributedModelParallel
 
 from trainer.config import QueryTowerConfig
 from trainer.model.query_program import QueryProgram, exported
-from trainer.runtime import checkpoint
 from trainer.runtime.embedding import embed_catalogue
+from trainer.runtime.fingerprint import model_fingerprint
 from trainer.runtime.held_out_queries import HeldOutQueries, difference, latency
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
@@ -114,7 +112,8 @@ class QueryTowerFile:
 
     def _facts(self) -> dict[str, Any]:
         model = self._run.config.model
-        facts = {
+        return {
+            "fingerprint": model_fingerprint(self._run),
             "version": VERSION,
             "torch": torch.__version__.split("+")[0],
             "checkpoint": self._run.checkpoint.name,
@@ -127,6 +126,3 @@ class QueryTowerFile:
             "normalized": model.normalize,
             "dtype": self._settings.dtype,
         }
-        checksums = (self._run.checkpoint / checkpoint.CHECKSUMS).read_text()
-        whole = json.dumps([checksums, self._run.schema.to_json(), asdict(model), facts], sort_keys=True)
-        return {"fingerprint": hashlib.sha256(whole.encode()).hexdigest(), **facts}

@@ -18,6 +18,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from trainer.data.assembly import BatchAssembler
 from trainer.errors import UserError
+from trainer.model.two_tower import dense_parameters
 from trainer.runtime import checkpoint
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.loading import SavedRun
@@ -64,8 +65,8 @@ def replay(run: SavedRun, model: DistributedModelParallel, rows: pa.Table, proce
     loss = loss_of.to(processes.device)(query_QD / model.module.temperature(), item_UD, batch, sizes)
     loss.backward()
     _look(told, "loss", loss)
-    for name, parameter in model.named_parameters():
-        if "embeddings." not in name and parameter.grad is not None:
+    for name, parameter in dense_parameters(model).items():
+        if parameter.grad is not None:
             _look(told, f"gradient of {name}", parameter.grad)
     return list(dict.fromkeys(line for of_rank in gather_objects(told) for line in of_rank))
 

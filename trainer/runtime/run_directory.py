@@ -19,6 +19,7 @@ from trainer.data.order import TrainingOrder
 from trainer.data.schema import Schema
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
+from trainer.runtime.whole_files import write
 
 CONFIG, SCHEMA, ORDER, SHARDING = "config.yaml", "schema.json", "order.json", "sharding.json"
 STALLS = "stalls"
@@ -81,15 +82,6 @@ def record_sharding(run_dir: str | Path, rows: list[dict[str, tuple[int, int]]])
         for table, (_, total) in held.items()
     }
     write(run_dir, SHARDING, json.dumps(tables, indent=2) + "\n")
-
-
-def write(folder: str | Path, name: str, text: str) -> Path:
-    """Writes a small file so that a reader sees all of it or none."""
-    path = Path(folder) / name
-    partial = path.with_name(name + ".partial")
-    partial.write_text(text)
-    partial.rename(path)
-    return path
 
 
 def read_config(run_dir: str | Path) -> TrainConfig:

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from trainer.config import RunConfig
 from trainer.errors import Preempted, UserError
 from trainer.runtime import checkpoint
 from trainer.runtime.checkpoint_writer import CheckpointWriter
-from trainer.runtime.gather import gather_objects
+from trainer.runtime.gather import gather, gather_objects
 from trainer.runtime.module import RetrievalModule
 from trainer.runtime.signals import Signals
 
@@ -128,9 +129,9 @@ class Saving(Checkpoint):
         return bool(best) and (self._folder / checkpoint.name(best["step"])).is_dir()
 
     def _leave_if_asked(self, trainer: pl.Trainer) -> None:
-        asked = [name for name in gather_objects(self._signals.received) if name]
-        if not asked:
+        if not gather(torch.tensor([self._signals.received is not None])).any():
             return
+        asked = [name for name in gather_objects(self._signals.received) if name]
         if self._saved_step < trainer.global_step:
             self._save(trainer)
         self._writer.wait()

@@ -3,13 +3,13 @@
 Two exports with the same claim have the same shards, whoever writes them, so what one has left the other goes on with.
 """
 
-from dataclasses import asdict
 from typing import Any
 
 from trainer.config import EmbeddingExportConfig
 from trainer.runtime import checkpoint
+from trainer.runtime.fingerprint import model_fingerprint
 from trainer.runtime.loading import SavedRun
-from trainer.runtime.shards import Shards, digest
+from trainer.runtime.shards import Shards
 
 _FORMAT = 1
 
@@ -42,13 +42,3 @@ def stretches(shards: Shards, rows_per_shard: int) -> dict[str, range]:
         f"part-{k:05d}.parquet": range(start, min(start + rows_per_shard, shards.num_rows))
         for k, start in enumerate(starts)
     }
-
-
-def model_fingerprint(run: SavedRun) -> str:
-    """SHA-256 of all that makes a model's embeddings what they are: its parameters, its settings and its features.
-
-    Raises:
-        UserError: the checkpoint has lost its checksums.
-    """
-    features = [asdict(feature) for feature in run.assembler.features]
-    return digest(checkpoint.written_checksums(run.checkpoint), asdict(run.config.model), features)

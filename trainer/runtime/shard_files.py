@@ -28,8 +28,9 @@ from trainer.errors import UserError
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
 from trainer.runtime.shard_claim import claim, stretches
-from trainer.runtime.shard_folder import ShardFolder, place_durably
+from trainer.runtime.shard_folder import ShardFolder
 from trainer.runtime.shards import Shards, named
+from trainer.runtime.whole_files import place_durably
 
 
 @dataclass(frozen=True)

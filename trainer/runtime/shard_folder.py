@@ -10,7 +10,6 @@ writes the others. One of another claim begins anew; the whole folder before it 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from tqdm.auto import tqdm
 
 from trainer.runtime import checkpoint
 from trainer.runtime.gather import gather_objects
-from trainer.runtime.run_directory import write
+from trainer.runtime.whole_files import synchronise, write
 
 MANIFEST, SUCCESS = "_manifest.json", "_SUCCESS"
 _PROGRESS, _CLAIM = "_progress", "claim.json"
@@ -97,13 +96,7 @@ class ShardFolder:
         if self.path == self._partial:
             shutil.rmtree(self._whole, ignore_errors=True)
             self._partial.rename(self._whole)
-        _synchronise(self._whole.parent)
-
-
-def place_durably(partial: Path, path: Path) -> None:
-    """Renames a file once it is on the disk: a power cut leaves it whole or not there."""
-    _synchronise(partial)
-    partial.rename(path)
+        synchronise(self._whole.parent)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
@@ -134,14 +127,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _synchronise(path: Path) -> None:
-    place = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(place)
-    finally:
-        os.close(place)
 
 
 def _as_first_says(act: Callable[[], Any]) -> Any:

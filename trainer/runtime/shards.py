@@ -1,7 +1,5 @@
 """What is exported, stretch by stretch: embeddings of the catalogue, of a split's queries, or the rows of a table."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -22,6 +20,7 @@ from trainer.data.table_ids import TableIds
 from trainer.errors import UserError
 from trainer.runtime.embedding import embed_items
 from trainer.runtime.exact_pooling import pool_exactly
+from trainer.runtime.fingerprint import digest
 from trainer.runtime.loading import SavedRun, load_model, refuse_damaged
 from trainer.runtime.lockstep import in_lockstep
 from trainer.runtime.processes import Processes
@@ -213,8 +212,3 @@ def named(shards: Shards, row: int) -> str:
     """A row, by its number and the first of the columns that say whose it is."""
     name, ids = next(iter(shards.identity(range(row, row + 1)).items()))
     return f"row {row}, {name} {ids[0]},"
-
-
-def digest(*of: Any) -> str:
-    """SHA-256 of what JSON can hold."""
-    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,34 @@
+"""Files that a reader sees whole or not at all, and that a power cut leaves so."""
+
+import os
+from pathlib import Path
+
+
+def write(folder: str | Path, name: str, text: str) -> Path:
+    """Writes a small file beside its place and renames it."""
+    path = Path(folder) / name
+    partial = path.with_name(name + ".partial")
+    partial.write_text(text)
+    partial.rename(path)
+    return path
+
+
+def write_durably(file: Path, content: bytes | memoryview) -> None:
+    """Writes a file, and returns when it is on the disk."""
+    file.write_bytes(content)
+    synchronise(file)
+
+
+def synchronise(path: Path) -> None:
+    """Returns when a file, or what a folder says is in it, is on the disk."""
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+def place_durably(partial: Path, path: Path) -> None:
+    """Renames a file once it is on the disk."""
+    synchronise(partial)
+    partial.rename(path)
