@@ -79,8 +79,10 @@ class NonFiniteSteps:
         what = f"step {batch.step:,}: loss or gradient not finite on ranks {ranks} (losses {losses})"
         where = f"{self._config.dir}/non_finite/step-{batch.step:09d}-rank-*.parquet"
         if self._config.on_non_finite == "stop" or self._in_a_row > IN_A_ROW:
+            stops = self._config.on_non_finite == "stop"
+            expected = "finite numbers" if stops else f"finite numbers in one of {IN_A_ROW} steps in a row"
             raise UserError(
-                "training", what, f"finite numbers, {IN_A_ROW} steps in a row at the latest; the rows are in {where}",
+                "training", what, f"{expected}; the rows are in {where}",
                 "look at them; a lower optimizer.embedding_learning_rate or a dense_gradient_clip, in a run.dir of its "
                 "own, keeps a run from diverging; run.on_non_finite=leave_out goes on from the newest checkpoint and "
                 "leaves out such steps",
