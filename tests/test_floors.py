@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "trainer"
-FLOOR = {"errors": 0, "config": 1, "checks": 1, "model": 2, "data": 2, "serving": 2, "runtime": 3}
-COMMANDS = 4
+FLOOR = {"errors": 0, "config": 1, "checks": 1, "model": 2, "data": 2, "serving": 2, "runtime": 3, "report": 4}
+COMMANDS = 5
 FORBIDDEN = {
     "model": (
         "pytorch_lightning",
