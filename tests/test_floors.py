@@ -1,4 +1,4 @@
-"""Imports go downward only: commands > runtime > model, data > config. See CONTRIBUTING.md."""
+"""Imports go downward only: commands > report > runtime > model, data > config. See CONTRIBUTING.md."""
 
 import ast
 from pathlib import Path
@@ -21,6 +21,7 @@ FORBIDDEN = {
     "data": ("pytorch_lightning", "lightning", "hydra", "omegaconf", "torch.distributed", "trainer.model"),
     "serving": ("torchrec", "numpy", "pyarrow", "torch.distributed", "trainer.config", "trainer.model"),
     "runtime": ("hydra", "omegaconf", "duckdb"),
+    "report": ("pytorch_lightning", "lightning", "hydra", "omegaconf", "duckdb", "torch.distributed"),
 }
 
 

@@ -10,7 +10,7 @@ from trainer.runtime import checkpoint
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.training_loss import streaming_frequencies
 
-# N items, S of them
+# S items
 
 MOST = 5000
 OFTEN = 20
@@ -19,12 +19,12 @@ OFTEN = 20
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of at most 5,000 items that have both shares.
+    """Of items that have both shares, from a sample of at most 5,000 that have training events.
 
     Attributes:
         estimated_S: float64, share of the positives as the run estimated it.
         true_S: float64, share of the training events.
-        unseen: items with training events of which the run has no estimate.
+        unseen: items of the sample of which the run has no estimate.
         half_within: of items with 20 training events or more, half have an estimate that differs from the truth by at
             most this share of it; NaN where there are none.
     """
@@ -41,27 +41,26 @@ def calibration(run: SavedRun) -> Calibration | None:
     Returns:
         None where the checkpoint has no estimate, or has it of no item.
     """
-    estimated_N = _estimated(run)
-    if estimated_N is None:
-        return None
     count_N = run.catalog.train_counts()
-    true_N = count_N / run.schema.num_events["train"]
-    both = np.flatnonzero((estimated_N > 0) & (true_N > 0))
-    if not len(both):
+    trained = np.flatnonzero(count_N)
+    row_S = trained[fixed_sample(len(trained), MOST)]
+    estimated_S = _estimated(run, row_S)
+    if estimated_S is None or not estimated_S.any():
         return None
-    shown = both[fixed_sample(len(both), MOST)]
-    often = both[count_N[both] >= OFTEN]
-    half_within = float(np.median(np.abs(estimated_N[often] / true_N[often] - 1))) if len(often) else float("nan")
-    unseen = int(((true_N > 0) & (estimated_N == 0)).sum())
-    return Calibration(estimated_N[shown], true_N[shown], unseen, half_within)
+    has_both_S = estimated_S > 0
+    count_S, estimated_S = count_N[row_S[has_both_S]], estimated_S[has_both_S]
+    true_S = count_S / run.schema.num_events["train"]
+    error_S = np.abs(estimated_S / true_S - 1)[count_S >= OFTEN]
+    half_within = float(np.median(error_S)) if len(error_S) else float("nan")
+    return Calibration(estimated_S, true_S, int((~has_both_S).sum()), half_within)
 
 
-def _estimated(run: SavedRun) -> np.ndarray | None:
-    """float64 [N]; 0 for an item that has not come up."""
+def _estimated(run: SavedRun, row_S: np.ndarray) -> np.ndarray | None:
+    """float64 [S]; 0 for an item that has not come up."""
     saved = checkpoint.load_rest(run.checkpoint).get("loss", {})
     state = {name.removeprefix("frequencies."): value for name, value in saved.items()}
     if not state:
         return None
     frequencies = streaming_frequencies(run.config.model.loss, len(run.catalog))
     frequencies.load_state_dict(state)
-    return frequencies.log_q(torch.arange(len(run.catalog))).double().exp().numpy()
+    return frequencies.log_q(torch.from_numpy(row_S)).double().exp().numpy()

@@ -37,7 +37,6 @@ class Example:
     Attributes:
         user_id: the user's own.
         history: the last items before the query, oldest first, at most 10.
-        num_history: how many there were.
         targets: the items held out, at most 10.
         num_targets: how many there are.
         listed: the first of the model's list, at most 10.
@@ -46,7 +45,6 @@ class Example:
 
     user_id: int | str
     history: Sequence[Item]
-    num_history: int
     targets: Sequence[Item]
     num_targets: int
     listed: Sequence[Item]
@@ -92,6 +90,6 @@ def _example(
         ]
 
     return Example(
-        row[RAW_USER_ID], items(before[-MOST_SHOWN:]), len(before), items(targets[:MOST_SHOWN]), len(targets),
+        row[RAW_USER_ID], items(before[-MOST_SHOWN:]), items(targets[:MOST_SHOWN]), len(targets),
         items(listed[:MOST_SHOWN]), len(listed),
     )  # fmt: skip

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 # S points
 
@@ -88,7 +88,7 @@ def draw_bars(title: str, parts: Mapping[str, int], bars: Mapping[str, Sequence[
             axes.bar_label(drawn, [f"{value:.4f}" for value in values], padding=3, fontsize=8)
         axes.set_yticks(at, [f"{_short(part)}\n{queries:,} queries" for part, queries in parts.items()], fontsize=8.5)
         axes.set_xlim(0, 1.15 * max((value for values in bars.values() for value in values), default=0) or 1)
-        axes.invert_yaxis()
+        axes.set_ylim(len(parts) - 0.45, -0.55)
         axes.grid(axis="y", visible=False)
         axes.set_title(title)
         _legend_below(figure, axes)
@@ -106,7 +106,7 @@ def draw_against_diagonal(title: str, x_label: str, y_label: str, x_S: np.ndarra
         axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=x_label, ylabel=y_label, title=title)
         axes.set_aspect("equal")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
             axis.set_minor_formatter(NullFormatter())
         axes.legend(loc="upper left")
         return _png(figure)

@@ -110,8 +110,8 @@ def slices_section(found: Report) -> Section:
 _SLICINGS = {
     "user id": "Cold users have no id that training knew; only their features and history speak for them.",
     "history length": "By the number of events that a user had before the query.",
-    "popularity decile": "By how popular the target is: 1 is the least popular tenth of the items, 10 the most. A model "
-    "that only repeats what is popular has bars at the lower end alone.",
+    "popularity decile": "By how popular the target is: 1 is the least popular tenth of the items, 10 the most. A "
+    "model that only repeats what is popular has bars at the lower end alone.",
 }
 
 
@@ -159,13 +159,15 @@ def calibration_section(found: Calibration | None, log_q: str) -> Section:
         found.true_S, found.estimated_S,
     )  # fmt: skip
     shown = len(found.true_S)
-    half = f"Of items with {OFTEN} training events or more, half are within {found.half_within:.1%} of the truth."
+    half = ""
+    if found.half_within >= 0:  # there are such items
+        half = f"Of items with {OFTEN} training events or more, half are within {found.half_within:.1%} of the truth."
     caption = (
-        "On the dashed line the estimate is the truth. Above it the loss takes an item for more frequent than it is, as "
-        "where it shares its bucket with others, and corrects its scores too far down; below it, too little. "
+        "On the dashed line the estimate is the truth. Above it the loss takes an item for more frequent than it is, "
+        "as where it shares its bucket with others, and corrects its scores too far down; below it, too little. "
     )
     picture = Picture("calibration.png", f"Scatter of {shown:,} items around the diagonal. {half}", caption + half, png)
-    unseen = f" {found.unseen:,} items with training events have no estimate yet." if found.unseen else ""
+    unseen = f" {found.unseen:,} more have training events and no estimate yet." if found.unseen else ""
     intro = f"What the run estimated from its batches (log_q=streaming), beside the counts; {shown:,} items.{unseen}"
     return Section(anchor, title, intro, [picture])
 
@@ -192,10 +194,13 @@ def map_section(found: ItemMap | None, num_items: int) -> Section:
         "the model tells apart form regions. "
         if found.kinds else "The items have no categorical to colour them by. "
     )  # fmt: skip
-    caption = f"{of_kinds}The plane shows {total:.1%} of the variance: what lies apart here is apart, not the reverse."
-    picture = Picture(
-        "item_map.png", f"Scatter of {shown:,} items in the plane of two principal components.", caption, png
+    caption = (
+        f"{of_kinds}The plane shows {total:.1%} of the variance: items far apart here differ, items close together may "
+        "still do."
     )
+    kinds = f" The most frequent {found.column}: {', '.join(found.kinds)}." if found.kinds else ""
+    alt = f"Scatter of {shown:,} items in the plane of two principal components.{kinds}"
+    picture = Picture("item_map.png", alt, caption, png)
     return Section(anchor, title, f"{shown:,} of {num_items:,} items, drawn with a fixed seed.", [picture])
 
 
