@@ -128,13 +128,13 @@ def draw_map(
     with matplotlib.rc_context(_STYLE):
         figure = _figure(5.0)
         axes = figure.subplots()
-        # rarer kinds lie above more frequent ones
-        for kind, (name, colour) in zip(
-            (-1, *range(len(kinds))), [(other, GREY), *zip(kinds, COLOURS, strict=False)], strict=True
-        ):
+        named = [*zip(range(len(kinds)), kinds, COLOURS, strict=False), (-1, other, GREY)]
+        for kind, name, colour in named:
             x_s, y_s = place_S2[kind_S == kind].T
-            if len(x_s):
-                axes.scatter(x_s, y_s, s=11, color=colour, alpha=0.75, linewidths=0, label=_short(name))
+            if len(x_s):  # the rarer of two kinds lies above
+                axes.scatter(
+                    x_s, y_s, s=11, color=colour, alpha=0.75, linewidths=0, label=_short(name), zorder=2 + kind
+                )
         axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1], title=title)
         axes.set_aspect("equal", adjustable="datalim")
         _legend_below(figure, axes, markerscale=2)

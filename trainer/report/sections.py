@@ -201,7 +201,10 @@ def map_section(found: ItemMap | None, num_items: int) -> Section:
     kinds = f" The most frequent {found.column}: {', '.join(found.kinds)}." if found.kinds else ""
     alt = f"Scatter of {shown:,} items in the plane of two principal components.{kinds}"
     picture = Picture("item_map.png", alt, caption, png)
-    return Section(anchor, title, f"{shown:,} of {num_items:,} items, drawn with a fixed seed.", [picture])
+    drawn = (
+        f"{shown:,} of {num_items:,} items, drawn with a fixed seed." if shown < num_items else f"All {shown:,} items."
+    )
+    return Section(anchor, title, drawn, [picture])
 
 
 def _points(curve: Curve) -> tuple[Sequence[float], Sequence[float]]:
