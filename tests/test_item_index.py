@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import exports
+from tests.disks import small_disk
 from tests.ranks import RankPool
 from trainer.checks import check_index_config
 from trainer.config import IndexConfig, ItemIndexConfig, ServedRunConfig
@@ -126,6 +127,14 @@ def test_an_index_that_cannot_be_read(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "index" / "items.faiss").write_bytes(b"nothing")
     with pytest.raises(UserError, match="an index that can be read"):
         ItemIndex(tmp_path / "index")
+
+
+@pytest.mark.parametrize("kind", TRIED)
+def test_a_full_disk(run_dir: Path, tmp_path: Path, kind: str) -> None:
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        with pytest.raises((UserError, OSError), match="No space left on device|room and leave to write the index"):
+            build(StoredItems(run_dir), TRIED[kind], disk / "index")
+        assert [*disk.iterdir()] == []
 
 
 @pytest.mark.parametrize(

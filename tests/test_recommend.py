@@ -91,7 +91,7 @@ def test_a_user_of_the_data_gets_what_the_model_says(
             best = [f"item-{number}" for number in np.argsort(-score_N) if f"item-{number}" not in seen][:6]
             assert [item for item, _ in found] == best
             np.testing.assert_allclose([score for _, score in found], score_N[[*map(number_of, best)]], atol=1e-4)
-        told = above.removeprefix("after ").split(", ")
+        told = above.removeprefix("after ").split("; ")
         newest = history[-3:]  # of which the feature keeps three
         assert len(told) == len(newest) and told.count("an unknown item") == newest.count("never seen")
 
@@ -108,7 +108,7 @@ def test_another_history_another_list(
     for history in (["item-0"], ["item-7", "item-9"], []):
         file.write_text(json.dumps({"history": history}))
         above, lists["nobody", str(history)] = listed(run_dir, capsys, query=str(file), k=5)
-        titles = ", ".join(f"The {number_of(item)}th thing" for item in history)
+        titles = "; ".join(f"The {number_of(item)}th thing" for item in history)
         assert above == (f"after {titles}" if history else "without a history")
         assert not {item for item, _ in lists["nobody", str(history)]} & {*history}
         _, lists["user", str(history)] = listed(run_dir, capsys, query=str(file), user=str(user), k=5)

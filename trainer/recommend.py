@@ -49,7 +49,7 @@ def recommend(config: RecommendConfig) -> None:
     [found] = recommender.of_inputs(query.inputs, asked.k, [left_out])
     shown = query.history[-_SHOWN:]
     titles = read_titles(queries.data_dir, [*(item for item in shown if item is not None), *(one.id for one in found)])
-    told = ", ".join("an unknown item" if item is None else titles.get(item, str(item)) for item in shown)
+    told = "; ".join("an unknown item" if item is None else titles.get(item, str(item)) for item in shown)
     print(f"after {'... ' if len(query.history) > len(shown) else ''}{told}" if shown else "without a history")
     width = max((len(str(one.id)) for one in found), default=0)
     for rank, one in enumerate(found, 1):
