@@ -18,9 +18,11 @@ from trainer.config import (
     EvaluateConfig,
     ExportConfig,
     ForeignConfig,
+    IndexConfig,
     LossConfig,
     PrepareConfig,
     QueryTowerConfig,
+    RecommendConfig,
     ReplayConfig,
     TrainConfig,
     register_configs,
@@ -29,13 +31,16 @@ from trainer.config import (
 from trainer.errors import UserError
 
 KINDS = {"prepare": PrepareConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
-         "query_tower": QueryTowerConfig, "replay": ReplayConfig}  # fmt: skip
+         "query_tower": QueryTowerConfig, "index": IndexConfig, "recommend": RecommendConfig,
+         "replay": ReplayConfig}  # fmt: skip
 REQUIRED = {
     "prepare": ["data.dir=out", "data.source=in"],
     "train": ["data.dir=in", "run.dir=out"],
     "evaluate": ["run.dir=out"],
     "export": ["run.dir=out"],
     "query_tower": ["run.dir=out"],
+    "index": ["run.dir=out"],
+    "recommend": ["run.dir=out"],
     "replay": ["run.dir=out", "replay.rows=in"],
 }
 

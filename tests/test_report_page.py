@@ -256,9 +256,11 @@ def test_titles_and_names_are_text(
     run_dir: Path, vectors: tuple[np.ndarray, np.ndarray], best: dict[int, list[int]], tmp_path: Path
 ) -> None:
     titles = {f"item-{row}": f"<script>alert({row})</script>" for row in range(ITEMS) if row % 2}
-    rows = np.arange(ITEMS)
-    made = write_report(tmp_path, opened(run_dir), report_of(run_dir), best, rows, vectors[1], titles)
-    found = Page(made)
+    shutil.copytree(run_dir.parent / "data", tmp_path / "data")
+    table = pa.table({"item_id": [*titles], "title": [*titles.values()]})
+    pq.write_table(table, tmp_path / "data" / "titles.parquet")
+    run = replace(opened(run_dir), data_dir=str(tmp_path / "data"))
+    found = Page(write_report(tmp_path, run, report_of(run_dir), best, np.arange(ITEMS), vectors[1]))
     assert not found.tags["script"] and not found.tags["b"]
     [first, *_] = best.values()
     shown = [item.removesuffix("✓ hit").strip() for item in found.of_class("listed")[0]]
@@ -270,7 +272,7 @@ def test_what_lacks_is_said(run_dir: Path, vectors: tuple[np.ndarray, np.ndarray
     """No logs in the run directory, no streaming estimate, one item to map, no lists."""
     run = opened(run_dir)
     run.config.model.loss.log_q = "counts"
-    made = Page(write_report(tmp_path, run, report_of(run_dir), {}, np.arange(1), vectors[1][:1], {}))
+    made = Page(write_report(tmp_path, run, report_of(run_dir), {}, np.arange(1), vectors[1][:1]))
     text = "".join(made.text)
     for sentence in (
         "The run directory holds no logs to read, so there are no curves.",

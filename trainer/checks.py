@@ -1,13 +1,16 @@
 """Checks that need nothing but the config, made before data is opened or a process group exists."""
 
+import importlib.util
 import re
 
 from trainer.config import (
     EvaluateConfig,
     ExportConfig,
+    IndexConfig,
     LossConfig,
     ModelConfig,
     QueryTowerConfig,
+    RecommendConfig,
     ReplayConfig,
     StartConfig,
     TrainConfig,
@@ -258,3 +261,40 @@ def check_query_tower_config(config: QueryTowerConfig) -> None:
     require_one_of("tower.dtype", config.tower.dtype, ("float32", "int8"))
     require_one_of("tower.split", config.tower.split, ("test", "validation"))
     require_positive("tower.max_gb", config.tower.max_gb)
+
+
+def check_index_config(config: IndexConfig) -> None:
+    """Raises a UserError for a value that is out of range, or where faiss is not installed."""
+    index = config.index
+    check_threads(config.run.threads)
+    require_one_of("index.kind", index.kind, ("flat", "hnsw", "ivf_pq"))
+    require_one_of("index.split", index.split, ("test", "validation"))
+    for name in ("ef_construction", "code_size", "training_rows", "queries", "k"):
+        require_positive(f"index.{name}", getattr(index, name))
+    if index.links < 2:
+        raise UserError("index.links", index.links, "2 or more", "set index.links=32")
+    if index.lists is not None:
+        require_positive("index.lists", index.lists)
+    for name in ("ef_search", "nprobe"):
+        values = getattr(index, name)
+        if not values or min(values) < 1:
+            raise UserError(f"index.{name}", values, "numbers from 1", f"set index.{name}=[16,64]")
+    _check_faiss("trainer.index")
+
+
+def check_recommend_config(config: RecommendConfig) -> None:
+    """Raises a UserError for a value that is out of range, where nobody is named, or where faiss is not installed."""
+    asked = config.recommend
+    check_threads(config.run.threads)
+    require_one_of("recommend.split", asked.split, ("test", "validation"))
+    require_positive("recommend.k", asked.k)
+    if asked.user is None and asked.query is None:
+        raise UserError("recommend.user", None, "a user of the data, or recommend.query, or both",
+                        "set recommend.user=ID, or recommend.query=FILE with a query as JSON")  # fmt: skip
+    _check_faiss("trainer.recommend")
+
+
+def _check_faiss(command: str) -> None:
+    if importlib.util.find_spec("faiss") is None:
+        raise UserError(command, "without faiss", "the package faiss, which is not installed",
+                        "pip install '.[index]'")  # fmt: skip

@@ -83,6 +83,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
                 model, run.assembler, run.catalog, split, batch_size_per_rank, processes, asked.k, shown.tolist()
             )
         }
+        item_SD = embed_on_first(model, run.assembler, mapped, batch_size_per_rank, processes)
         for baseline in asked.baselines:
             if baseline == "popularity":
                 evaluated = evaluate_popularity(run.catalog, split, processes, asked.k)
@@ -94,13 +95,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
             here = batch.to(processes.device)
             for evaluation in evaluations.values():
                 evaluation.update(here)
+        lists = evaluations[""].lists()
         metrics = {
             f"{split}/{of}{name}": value
             for of, evaluation in evaluations.items()
             for name, value in evaluation.metrics(asked.k).items()
         }
-        lists = evaluations[""].lists()
-        item_SD = embed_on_first(model, run.assembler, mapped, batch_size_per_rank, processes)
     if labels is not None and item_SD is not None:  # the first rank
         found = report.make(run.checkpoint.name, evaluations, metrics, labels, asked)
         everything = write(config.run.dir, "evaluation.json", found.to_json())
@@ -110,7 +110,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         print(f"written to {path}, with intervals and all slices to {everything}")
         from trainer.report.page import write_report  # after the figures are safe: it imports matplotlib
 
-        print(f"report: {write_report(config.run.dir, run, found, lists, mapped, item_SD.numpy(), titles={})}")
+        print(f"report: {write_report(config.run.dir, run, found, lists, mapped, item_SD.numpy())}")
     return metrics
 
 

@@ -20,6 +20,13 @@ from trainer.config.evaluate import (
     ReplayConfig,
     RowsConfig,
 )
+from trainer.config.index import (
+    IndexConfig,
+    ItemIndexConfig,
+    RecommendationConfig,
+    RecommendConfig,
+    ServedRunConfig,
+)
 from trainer.config.prepare import (
     CiteULikeConfig,
     ColumnsConfig,
@@ -60,6 +67,8 @@ __all__ = [
     "ForeignConfig",
     "GeneratedConfig",
     "HistoryConfig",
+    "IndexConfig",
+    "ItemIndexConfig",
     "LossConfig",
     "ModelConfig",
     "MovieLensConfig",
@@ -67,9 +76,12 @@ __all__ = [
     "PrepareConfig",
     "PreparedConfig",
     "QueryTowerConfig",
+    "RecommendConfig",
+    "RecommendationConfig",
     "ReplayConfig",
     "RowsConfig",
     "RunConfig",
+    "ServedRunConfig",
     "ServedTowerConfig",
     "ShardingConfig",
     "SplitConfig",

@@ -12,6 +12,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from trainer.config.evaluate import EvaluateConfig, ExportConfig, ReplayConfig
+from trainer.config.index import IndexConfig, RecommendConfig
 from trainer.config.prepare import (
     CiteULikeConfig,
     ForeignConfig,
@@ -29,7 +30,10 @@ _PACKAGED = Path(__file__).parent.parent / "configs"
 CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent.parent / "configs")
 """Inside the package when installed from a wheel, beside it in a checkout."""
 
-Config = TypeVar("Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig, QueryTowerConfig, ReplayConfig)
+Config = TypeVar(
+    "Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig, QueryTowerConfig, IndexConfig, RecommendConfig,
+    ReplayConfig,
+)  # fmt: skip
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -52,6 +56,8 @@ def register_configs() -> None:
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="export_schema", node=ExportConfig)
     store.store(name="query_tower_schema", node=QueryTowerConfig)
+    store.store(name="index_schema", node=IndexConfig)
+    store.store(name="recommend_schema", node=RecommendConfig)
     store.store(name="replay_schema", node=ReplayConfig)
     store.store(group="data", name="movielens_schema", node=MovieLensConfig)
     store.store(group="data", name="tabular_schema", node=TabularConfig)

@@ -90,6 +90,8 @@ class PreparedConfig:
     sequence_length: int = 200
     """Most events of a sequence; a longer past becomes several, each beginning with the last event of the one
     before."""
+    title: str | None = None
+    """Column of the items by which people know them. No model reads it: lists of `trainer.recommend` show it."""
     extends: str | None = None
     """Folder prepared earlier whose vocabularies are continued: what they know keeps its rows, what is new follows. No
     events are taken over: name the old ones too where histories are to reach back."""

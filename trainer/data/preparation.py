@@ -29,6 +29,7 @@ from trainer.data.reading import RowCount, id_type, read_tables
 from trainer.data.schema import TIMESTAMP, Feature, Schema
 from trainer.data.sequences import count_trained_users, sequence_batches
 from trainer.data.splits import check_split, count_splits, order_events
+from trainer.data.titles import check_title, write_titles
 from trainer.data.vocabulary import size_tables
 from trainer.errors import UserError
 
@@ -142,6 +143,7 @@ def _run(
     """Writes everything but schema.json into `folder`; `engine` is for what is not kept."""
     stages.begin("reading")
     source = read(connection)
+    check_title(connection, config)
     inputs, left_out = resolve(connection, config)
     notes = [*source.notes, *left_out, *extended.check_inputs(connection, inputs)]
     rows, told = read_tables(connection, config, source, inputs)
@@ -162,6 +164,7 @@ def _run(
     candidates = [encoder for encoder in encoders if encoder.input.side == "candidate"]
     audiences = _audiences(connection, encoders, config.seed, engine)
     num_items = write_catalog(folder / "catalog.arrow", catalog_batches(connection, candidates, audiences))
+    write_titles(connection, folder, config)
     stages.begin("histories")
     histories = Histories.build(connection, engine)
     features, num_sequences = _write_rows(config, connection, folder, encoders, histories, stages)

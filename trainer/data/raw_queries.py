@@ -29,7 +29,7 @@ def raw_queries(
     for feature in features:
         rows = one_array(events, feature.name).to_pylist()
         if feature.kind == "history":
-            columns[feature.name] = [_item_ids(catalog, of_event) for of_event in rows]
+            columns[feature.name] = [item_ids(catalog, of_event) for of_event in rows]
         elif not feature.is_sparse:
             columns[feature.name] = rows
         elif feature.table in ids:
@@ -48,6 +48,7 @@ def _id(known: Ids, row: int) -> int | str | None:
     return known[row - 1] if row else None
 
 
-def _item_ids(catalog: Catalog, rows: list[int]) -> list[int | str | None]:
+def item_ids(catalog: Catalog, rows: list[int]) -> list[int | str | None]:
+    """The user's own ids of catalogue rows; none of -1."""
     there = iter(catalog.raw_ids(np.array([row for row in rows if row >= 0], np.int64)).to_pylist())
     return [None if row < 0 else next(there) for row in rows]

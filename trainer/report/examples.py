@@ -8,6 +8,7 @@ import numpy as np
 
 from trainer.data.row_groups import RowGroups, open_events
 from trainer.data.schema import RAW_USER_ID, SEEN, TARGETS
+from trainer.data.titles import read_titles
 from trainer.runtime.loading import SavedRun
 
 MOST_QUERIES, MOST_SHOWN = 5, 10
@@ -51,23 +52,26 @@ class Example:
     num_listed: int
 
 
-def read_examples(
-    run: SavedRun, split: str, lists: Mapping[int, Sequence[int]], titles: Mapping[int | str, str]
-) -> list[Example]:
-    """Examples in the order of the split.
+def read_examples(run: SavedRun, split: str, lists: Mapping[int, Sequence[int]]) -> list[Example]:
+    """Examples in the order of the split, with titles where the data has them.
 
     Args:
         run: with the data.
         split: whose queries they are.
         lists: catalogue rows of the model's lists, the best first, by row of the split.
-        titles: of items, by their ids; an item may lack one.
 
     Raises:
-        UserError: the split cannot be read.
+        UserError: the split, or a file of titles, cannot be read.
     """
     history = run.schema.history.name if run.schema.history else SEEN
     files = open_events(run.data_dir, run.schema, split, {RAW_USER_ID, TARGETS, SEEN, history})
-    return [_example(run, _row(files, query), history, lists[query], titles) for query in sorted(lists)]
+    queries = {query: _row(files, query) for query in sorted(lists)}
+    before = {query: row[history][-MOST_SHOWN:] for query, row in queries.items()}
+    of_query = ([*before[query], *row[TARGETS], *lists[query][:MOST_SHOWN]] for query, row in queries.items())
+    rows = np.array(sorted({item for items in of_query for item in items if item >= 0}), np.int64)
+    ids = dict(zip(rows.tolist(), run.catalog.raw_ids(rows).to_pylist(), strict=True))
+    titles = read_titles(run.data_dir, [*ids.values()])
+    return [_example(row, before[query], lists[query], ids, titles) for query, row in queries.items()]
 
 
 def _row(files: RowGroups, row: int) -> dict[str, Any]:
@@ -76,20 +80,20 @@ def _row(files: RowGroups, row: int) -> dict[str, Any]:
 
 
 def _example(
-    run: SavedRun, row: Mapping[str, Any], history: str, listed: Sequence[int], titles: Mapping[int | str, str]
-) -> Example:
-    targets, before = row[TARGETS], row[history]
+    row: Mapping[str, Any], before: Sequence[int], listed: Sequence[int], ids: Mapping[int, int | str],
+    titles: Mapping[int | str, str],
+) -> Example:  # fmt: skip
     places = {item: place for place, item in enumerate(listed, 1)}
 
     def items(rows: Sequence[int]) -> list[Item]:
-        ids = run.catalog.raw_ids(np.maximum(np.array(rows, np.int64), 0)).to_pylist()
-        known = [item_id if item >= 0 else None for item, item_id in zip(rows, ids, strict=True)]
+        known = ((item, ids.get(item)) for item in rows)
         return [
-            Item(item_id, titles.get(item_id, "") if item_id is not None else "", places.get(item), item in targets)
-            for item, item_id in zip(rows, known, strict=True)
+            Item(item_id, "" if item_id is None else titles.get(item_id, ""), places.get(item), item in row[TARGETS])
+            for item, item_id in known
         ]
 
+    targets = row[TARGETS]
     return Example(
-        row[RAW_USER_ID], items(before[-MOST_SHOWN:]), items(targets[:MOST_SHOWN]), len(targets),
-        items(listed[:MOST_SHOWN]), len(listed),
+        row[RAW_USER_ID], items(before), items(targets[:MOST_SHOWN]), len(targets), items(listed[:MOST_SHOWN]),
+        len(listed),
     )  # fmt: skip

@@ -37,7 +37,7 @@ _TEMPLATES.filters["thousands"] = "{:,}".format
 
 def write_report(
     run_dir: str | Path, run: SavedRun, found: Report, lists: Mapping[int, Sequence[int]], row_S: np.ndarray,
-    item_SD: np.ndarray, titles: Mapping[int | str, str],
+    item_SD: np.ndarray,
 ) -> Path:  # fmt: skip
     """Writes the report of an evaluation in place of an earlier one; by one process.
 
@@ -48,17 +48,17 @@ def write_report(
         lists: catalogue rows of the model's lists for a few queries, by row of the split.
         row_S: int64, catalogue rows of the items that are mapped.
         item_SD: float32, their embeddings.
-        titles: of items, by their ids; empty where the data has none.
 
     Returns:
         The page.
 
     Raises:
-        UserError: the split cannot be read any more.
+        UserError: the split, or a file of titles, cannot be read.
     """
-    log_q = run.config.model.loss.log_q
+    log_q, path = run.config.model.loss.log_q, run.checkpoint
+    step = checkpoint.step(path) if path.name in checkpoint.names(path.parent) else None
     sections = [
-        training_section(read_curves(run_dir), checkpoint.step(run.checkpoint)),
+        training_section(read_curves(run_dir), step),
         slices_section(found),
         exposure_section(found),
         calibration_section(calibration(run) if log_q == "streaming" else None, log_q),
@@ -71,7 +71,7 @@ def write_report(
         headlines=tables(found, headlines(found)),
         tables=tables(found, found.metric_names()),
         sections=sections,
-        examples=read_examples(run, found.split, lists, titles),
+        examples=read_examples(run, found.split, lists),
     )
     return _write(Path(run_dir) / FOLDER, page, sections)
 

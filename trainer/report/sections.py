@@ -50,18 +50,18 @@ class Section:
     pictures: Sequence[Picture] = ()
 
 
-def training_section(curves: Mapping[str, Curve], step: int) -> Section:
+def training_section(curves: Mapping[str, Curve], step: int | None) -> Section:
     """Loss and validation metrics by step.
 
     Args:
         curves: from the logs.
-        step: of the checkpoint that is evaluated.
+        step: of the checkpoint that is evaluated; None where its name does not tell.
     """
     anchor, title = "training", "Training"
     if not curves:
         return Section(anchor, title, "The run directory holds no logs to read, so there are no curves.")
     pictures = []
-    mark = (float(step), "checkpoint")
+    mark = None if step is None else (float(step), "checkpoint")
     if LOSS in curves:
         chart = Lines("Training loss", "steps", {"loss": _points(curves[LOSS])}, mark=mark)
         last = [*curves[LOSS].values()][-1]
@@ -75,7 +75,9 @@ def training_section(curves: Mapping[str, Curve], step: int) -> Section:
             Picture("validation.png" if kind == "all" else f"validation_{kind}.png",
                     f"Lines of {', '.join(lines)} on the validation split over the steps.", _VALIDATIONS[kind],
                     draw_lines(Lines(f"Validation, {kind} items", "steps", lines, mark=mark))))  # fmt: skip
-    intro = f"From the logs of the run; the dashed line is the checkpoint of step {step:,}, which is evaluated here."
+    intro = "From the logs of the run."
+    if step is not None:
+        intro += f" The dashed line is the checkpoint of step {step:,}, which is evaluated here."
     return Section(anchor, title, intro, pictures)
 
 

@@ -17,6 +17,7 @@ from trainer.data.schema import Feature
 from trainer.errors import UserError
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.lockstep import in_lockstep
+from trainer.runtime.served_queries import rows_as_inputs
 from trainer.serving.query_tower import QueryTower
 
 # B queries, D embedding dim
@@ -51,6 +52,10 @@ class HeldOutQueries:
     def raw(self, features: Sequence[Feature], ids: Mapping[str, Ids], has_ages: bool) -> list[dict[str, Any]]:
         """See raw_queries."""
         return raw_queries(self._events, features, ids, self._run.catalog, has_ages)
+
+    def rows(self, features: Sequence[Feature]) -> dict[str, Tensor]:
+        """See rows_as_inputs."""
+        return rows_as_inputs(self._events, features, self._run.catalog)
 
     @cached_property
     def _events(self) -> pa.Table:

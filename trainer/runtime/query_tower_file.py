@@ -21,7 +21,6 @@ from trainer.runtime.held_out_queries import HeldOutQueries, difference, latency
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
 from trainer.runtime.query_tower_tables import QueryTowerTables
-from trainer.serving.columns import Column, Several, Single
 from trainer.serving.query_tower import FACTS, ITEMS, SCHEMA, VERSION, VOCABULARIES, QueryTower
 
 BATCH = 1024
@@ -101,13 +100,9 @@ class QueryTowerFile:
 
     def _inputs_without_ids(self) -> dict[str, Tensor]:
         """Of the held-out queries, what hashed ids and tables outside are given: their rows are all that is known."""
-        inputs: dict[str, Tensor] = {}
-        for feature in [*self._tables.hashed, *self._tables.outside]:
-            column: Column = (Several if feature.is_list else Single)(feature, int)
-            rows = self._held_out.raw([feature], {feature.table: range(1, feature.num_embeddings)}, has_ages=False)
-            inputs |= column.inputs([column.parse(query) for query in rows])
-            if feature in self._tables.outside:
-                inputs[feature.name] = self._tables.rows(feature.table, inputs[feature.name].tolist())
+        inputs = self._held_out.rows([*self._tables.hashed, *self._tables.outside])
+        for feature in self._tables.outside:
+            inputs[feature.name] = self._tables.rows(feature.table, inputs[feature.name].tolist())
         return inputs
 
     def _facts(self) -> dict[str, Any]:
