@@ -91,7 +91,8 @@ def test_everything_is_told_beside_the_metrics(two_tower: Path) -> None:
     assert low < told["metrics"]["test/recall@10"] < high
     assert told["metrics"]["test/popularity/recall@10"] < told["metrics"]["test/markov/recall@10"]
     last = f"written to {two_tower / 'metrics.json'}, with intervals and all slices to {two_tower / 'evaluation.json'}"
-    assert stdout.splitlines()[-1] == last and f"[{low:.4f}, {high:.4f}]" in stdout
+    told_last = [last, f"report: {two_tower / 'report' / 'report.html'}"]
+    assert stdout.splitlines()[-2:] == told_last and f"[{low:.4f}, {high:.4f}]" in stdout
     succeed("trainer.evaluate", f"run.dir={two_tower}", ranks=2)  # as the other tests want it
 
 

@@ -55,6 +55,10 @@ def test_wheel_holds_every_config(wheel: Path) -> None:
     assert "trainer/configs/train.yaml" in packed
 
 
+def test_wheel_holds_the_page_of_the_report(wheel: Path) -> None:
+    assert "trainer/report/page.html.jinja" in zipfile.ZipFile(wheel).namelist()
+
+
 def test_wheel_holds_the_licence_and_nothing_beside_the_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"trainer", "two_tower_trainer"}

@@ -1,6 +1,6 @@
 """Checkpoint -> metrics.
 
-torchrun --nproc-per-node 2 -m trainer.evaluate run.dir=RUN      writes RUN/metrics.json, RUN/evaluation.json
+torchrun --nproc-per-node 2 -m trainer.evaluate run.dir=RUN      writes RUN/metrics.json, evaluation.json, report/
 """
 
 import json
@@ -28,8 +28,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     Returns:
         Metrics by name, such as `test/recall@10`, `test/coverage@10` and `test/popularity/recall@10`, and where there
         are cold items also `test/cold/recall@10` and `test/warm/recall@10` (see Evaluation.metrics); written to
-        RUN/metrics.json too, and with intervals and slices (see Report) to RUN/evaluation.json, in place of what an
-        earlier evaluation left there.
+        RUN/metrics.json too, with intervals and slices (see Report) to RUN/evaluation.json, and with pictures and
+        examples to RUN/report, in place of what an earlier evaluation left there.
 
     Raises:
         UserError: before any process group exists, if the run or its data is not as it must be.
@@ -45,7 +45,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     from trainer.data.slices import check_slices, read_labels
     from trainer.data.transitions import check_transitions
     from trainer.model.exposure import popularity_percentile
+    from trainer.report.examples import MOST_QUERIES
+    from trainer.report.item_map import MOST_ITEMS
+    from trainer.report.sample import fixed_sample
     from trainer.runtime import report
+    from trainer.runtime.embedding import embed_on_first
     from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
     from trainer.runtime.ials import check_ials, evaluate_ials
     from trainer.runtime.loading import load_model, open_run
@@ -71,10 +75,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if processes.is_first:
         percentile_N = popularity_percentile(torch.tensor(run.catalog.train_counts())).numpy()
         labels = read_labels(run.data_dir, run.schema, split, asked.slices, percentile_N)
+    shown, mapped = fixed_sample(files.num_rows, MOST_QUERIES), fixed_sample(len(run.catalog), MOST_ITEMS)
     with joined(processes):
         model = load_model(run, batch_size_per_rank, processes)
         evaluations = {
-            "": evaluate_model(model, run.assembler, run.catalog, split, batch_size_per_rank, processes, asked.k)
+            "": evaluate_model(
+                model, run.assembler, run.catalog, split, batch_size_per_rank, processes, asked.k, shown.tolist()
+            )
         }
         for baseline in asked.baselines:
             if baseline == "popularity":
@@ -92,13 +99,18 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
             for of, evaluation in evaluations.items()
             for name, value in evaluation.metrics(asked.k).items()
         }
-    if labels is not None:
+        lists = evaluations[""].lists()
+        item_SD = embed_on_first(model, run.assembler, mapped, batch_size_per_rank, processes)
+    if labels is not None and item_SD is not None:  # the first rank
         found = report.make(run.checkpoint.name, evaluations, metrics, labels, asked)
         everything = write(config.run.dir, "evaluation.json", found.to_json())
         path = write(config.run.dir, "metrics.json", json.dumps(metrics, indent=2) + "\n")
         print(f"checkpoint {run.checkpoint.name}")
         print(found.tables())
         print(f"written to {path}, with intervals and all slices to {everything}")
+        from trainer.report.page import write_report  # after the figures are safe: it imports matplotlib
+
+        print(f"report: {write_report(config.run.dir, run, found, lists, mapped, item_SD.numpy())}")
     return metrics
 
 

@@ -39,7 +39,6 @@ def embed_items(
         yield item_UD[: len(here)]
 
 
-@torch.no_grad()
 def embed_catalogue(
     model: nn.Module, assembler: BatchAssembler, num_items: int, batch_size_per_rank: int, processes: Processes
 ) -> Tensor | None:
@@ -52,14 +51,32 @@ def embed_catalogue(
         batch_size_per_rank: of every step.
         processes: this process's place; each embeds its share of a step.
     """
+    # catalogue row -1 stands for an unknown item
+    return embed_on_first(model, assembler, np.arange(-1, num_items), batch_size_per_rank, processes)
+
+
+@torch.no_grad()
+def embed_on_first(
+    model: nn.Module, assembler: BatchAssembler, rows: np.ndarray, batch_size_per_rank: int, processes: Processes
+) -> Tensor | None:
+    """Embeddings of catalogue rows, float32 [rows, D] on the CPU of the first rank, None on others.
+
+    Args:
+        model: sharded TwoTower, in evaluation mode.
+        assembler: lays out its inputs.
+        rows: int64, the same on every rank.
+        batch_size_per_rank: of every step.
+        processes: this process's place; each embeds its share of a step.
+    """
     kept = []
     step = batch_size_per_rank * processes.world_size
-    # catalogue row -1 stands for an unknown item
-    for start in tqdm(range(-1, num_items, step), desc="items", disable=not processes.is_first):
+    for start in tqdm(range(0, len(rows), step), desc="items", disable=not processes.is_first):
         first = start + processes.rank * batch_size_per_rank
-        here = np.arange(first, first + batch_size_per_rank)
-        _, item_UD = model(assembler.candidate_batch(np.where(here < num_items, here, 0)).to(processes.device))
+        here = rows[first : first + batch_size_per_rank]
+        filled = np.zeros(batch_size_per_rank, np.int64)
+        filled[: len(here)] = here
+        _, item_UD = model(assembler.candidate_batch(filled).to(processes.device))
         everyone_UD = gather(item_UD)
         if processes.is_first:
-            kept.append(everyone_UD[: num_items - start].cpu())
+            kept.append(everyone_UD[: len(rows) - start].cpu())
     return torch.cat(kept) if processes.is_first else None

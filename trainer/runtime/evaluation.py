@@ -1,6 +1,6 @@
 """Exact evaluation of a held-out split over the whole catalogue, and over its cold and its warm items alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,10 @@ class Evaluation:
         }
         return means | (self._exposure.metrics() if self._exposure is not None else {})
 
+    def lists(self) -> dict[int, list[int]]:
+        """Those that were to be kept (see Exposure.lists); all processes together."""
+        return self._exposure.lists() if self._exposure is not None else {}
+
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Queries, and items to rank, behind the metrics of each prefix."""
         items = {"": len(self._is_cold_N), "cold/": int(self._is_cold_N.sum()), "warm/": int((~self._is_cold_N).sum())}
@@ -104,7 +108,7 @@ def _in_order(query_T: Tensor, rank_T: Tensor) -> RankedSplit:
 
 def evaluate_model(
     model: nn.Module, assembler: BatchAssembler, catalog: Catalog, split: str, batch_size_per_rank: int,
-    processes: Processes, list_ks: Sequence[int] = (),
+    processes: Processes, list_ks: Sequence[int] = (), kept: Collection[int] = (),
 ) -> Evaluation:  # fmt: skip
     """Evaluation of a sharded TwoTower in evaluation mode; the catalogue is embedded here, once.
 
@@ -116,12 +120,13 @@ def evaluate_model(
         batch_size_per_rank: items embedded at a time.
         processes: this process's place.
         list_ks: cut-offs of lists; none are made without.
+        kept: rows of the split whose lists are kept.
     """
     rows = share_of_rank(len(catalog), processes.rank, processes.world_size)
     steps = steps_of_all(len(catalog), batch_size_per_rank, processes.world_size)
     item_MD = torch.cat([*embed_items(model, assembler, rows, steps, batch_size_per_rank, processes.device)])
     return evaluate_scores(
-        lambda batch: model(in_lockstep(batch.batch))[0], DotProducts(item_MD), catalog, split, processes, list_ks
+        lambda batch: model(in_lockstep(batch.batch))[0], DotProducts(item_MD), catalog, split, processes, list_ks, kept
     )
 
 
@@ -138,7 +143,7 @@ def evaluate_popularity(catalog: Catalog, split: str, processes: Processes, list
 
 def evaluate_scores(
     query_embedding: Callable[[QueryBatch], Tensor], items: ItemScores, catalog: Catalog, split: str,
-    processes: Processes, list_ks: Sequence[int] = (),
+    processes: Processes, list_ks: Sequence[int] = (), kept: Collection[int] = (),
 ) -> Evaluation:  # fmt: skip
     """Evaluation of whatever scores items.
 
@@ -149,11 +154,12 @@ def evaluate_scores(
         split: whose queries will come.
         processes: this process's place.
         list_ks: as of evaluate_model.
+        kept: likewise.
     """
     first_row = share_of_rank(len(catalog), processes.rank, processes.world_size).start
     is_cold_N = torch.from_numpy(catalog.counts_before(split) == 0).to(processes.device)
     exposure = None
     if list_ks:
         percentile_N = popularity_percentile(torch.tensor(catalog.train_counts())).to(processes.device)
-        exposure = Exposure(items, first_row, percentile_N, list_ks)
+        exposure = Exposure(items, first_row, percentile_N, list_ks, kept)
     return Evaluation(query_embedding, items, first_row, is_cold_N, exposure)

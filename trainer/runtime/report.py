@@ -62,7 +62,7 @@ class Report:
 
     def _slices(self) -> list[str]:
         of_model, *of_baselines = self.slices.values()
-        k = _cut_off(next(iter(of_model["history length"].values())))
+        k = self.cut_off
         shown = (f"recall@{k}", f"ndcg@{k}")
         lines = [f"{'':<28}{'queries':>10}" + "".join(f"{name:>12}{self._baselines()}" for name in shown)]
         for slicing, parts in of_model.items():
@@ -80,15 +80,36 @@ class Report:
         of_all = f"{LEVEL:.0%} interval" if self.intervals else ""
         heads = [f"{prefix + 'model':>16}{'' if prefix else f'{of_all:>18}'}{self._baselines()}" for prefix in prefixes]
         lines = [" " * 26 + "".join(heads)]
-        metrics = [name.removeprefix(f"{self.split}/") for name in self.metrics if name.count("/") == 1]
-        same = {name for name, other in _OF_ONE_TARGET.items() if self._are_same(metrics, name, other)}
-        for metric in metrics:
-            if metric.partition("@")[0] not in same:
-                lines.append(f"{metric:<26}" + "".join(self._cells(prefix, metric) for prefix in prefixes).rstrip())
-        return lines + [f"{name} is {_OF_ONE_TARGET[name]} at every k" for name in sorted(same)]
+        for metric in self.metric_names():
+            lines.append(f"{metric:<26}" + "".join(self._cells(prefix, metric) for prefix in prefixes).rstrip())
+        return lines + self.same_metrics()
 
-    def _are_same(self, metrics: Sequence[str], name: str, other: str) -> bool:
-        ks = [metric.partition("@")[2] for metric in metrics if metric.startswith(f"{name}@")]
+    @property
+    def baselines(self) -> list[str]:
+        """Their names."""
+        return [*self.slices][1:]
+
+    @property
+    def cut_off(self) -> int:
+        """The k at which one looks first: 10, or the nearest to it that there is."""
+        return _cut_off(next(iter(self.slices["model"]["history length"].values())))
+
+    def metric_names(self) -> list[str]:
+        """Names without split and prefix, such as `recall@10`, without those that `same_metrics` tells of."""
+        return [metric for metric in self._every_name() if metric.partition("@")[0] not in self._same()]
+
+    def same_metrics(self) -> list[str]:
+        """A sentence for each metric that another one repeats."""
+        return [f"{name} is {_OF_ONE_TARGET[name]} at every k" for name in self._same()]
+
+    def _every_name(self) -> list[str]:
+        return [name.removeprefix(f"{self.split}/") for name in self.metrics if name.count("/") == 1]
+
+    def _same(self) -> list[str]:
+        return [name for name, other in sorted(_OF_ONE_TARGET.items()) if self._are_same(name, other)]
+
+    def _are_same(self, name: str, other: str) -> bool:
+        ks = [metric.partition("@")[2] for metric in self._every_name() if metric.startswith(f"{name}@")]
         return all(self.metrics[f"{self.split}/{name}@{k}"] == self.metrics[f"{self.split}/{other}@{k}"] for k in ks)
 
     def _cells(self, prefix: str, metric: str) -> str:
@@ -97,11 +118,11 @@ class Report:
             return ""
         low, high = self.intervals.get(name, (None, None))
         interval = "" if prefix else f"{'' if low is None else f'[{low:.4f}, {high:.4f}]':>18}"
-        baselines = (f"{self.metrics[f'{self.split}/{of}/{prefix}{metric}']:>12.4f}" for of in [*self.slices][1:])
+        baselines = (f"{self.metrics[f'{self.split}/{of}/{prefix}{metric}']:>12.4f}" for of in self.baselines)
         return f"{self.metrics[name]:>16.4f}{interval}{''.join(baselines)}"
 
     def _baselines(self) -> str:
-        return "".join(f"{of:>12}" for of in [*self.slices][1:])
+        return "".join(f"{of:>12}" for of in self.baselines)
 
 
 def _cut_off(metrics: Mapping[str, float]) -> int:

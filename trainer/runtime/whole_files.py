@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 
-def write(folder: str | Path, name: str, text: str) -> Path:
-    """Writes a small file beside its place and renames it."""
+def write(folder: str | Path, name: str, content: str | bytes) -> Path:
+    """Writes a small file, text or bytes, beside its place and renames it."""
     path = Path(folder) / name
     partial = path.with_name(name + ".partial")
-    partial.write_text(text)
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.rename(path)
     return path
 
