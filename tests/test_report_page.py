@@ -274,7 +274,7 @@ def test_what_lacks_is_said(run_dir: Path, vectors: tuple[np.ndarray, np.ndarray
     """No logs in the run directory, no streaming estimate, one item to map, no lists."""
     run = opened(run_dir)
     run.config.model.loss.log_q = "counts"
-    made = Page(write_report(tmp_path, run, report_of(run_dir), {}, np.arange(1), vectors[1][:1], {}))
+    made = Page(write_report(tmp_path, run, report_of(run_dir), {}, np.arange(1), vectors[1][:1]))
     text = "".join(made.text)
     for sentence in (
         "The run directory holds no logs to read, so there are no curves.",
