@@ -83,6 +83,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
                 model, run.assembler, run.catalog, split, batch_size_per_rank, processes, asked.k, shown.tolist()
             )
         }
+        # not last: a process that ends right after an exchange of embeddings was seen to abort
         item_SD = embed_on_first(model, run.assembler, mapped, batch_size_per_rank, processes)
         for baseline in asked.baselines:
             if baseline == "popularity":
