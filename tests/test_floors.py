@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "trainer"
-FLOOR = {"errors": 0, "config": 1, "checks": 1, "model": 2, "data": 2, "serving": 2, "runtime": 3, "report": 4}
+FLOOR = {
+    "errors": 0,
+    "config": 1,
+    "checks": 1,
+    "model": 2,
+    "data": 2,
+    "serving": 2,
+    "retrieval": 2,
+    "runtime": 3,
+    "report": 4,
+}
 COMMANDS = 5
 FORBIDDEN = {
     "model": (
@@ -20,6 +30,7 @@ FORBIDDEN = {
     ),
     "data": ("pytorch_lightning", "lightning", "hydra", "omegaconf", "torch.distributed", "trainer.model"),
     "serving": ("torchrec", "numpy", "pyarrow", "torch.distributed", "trainer.config", "trainer.model"),
+    "retrieval": ("torchrec", "hydra", "omegaconf", "torch.distributed", "trainer.config", "trainer.model"),
     "runtime": ("hydra", "omegaconf", "duckdb"),
     "report": ("pytorch_lightning", "lightning", "hydra", "omegaconf", "duckdb", "torch.distributed"),
 }

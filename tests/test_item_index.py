@@ -14,9 +14,9 @@ from tests.ranks import RankPool
 from trainer.checks import check_index_config
 from trainer.config import IndexConfig, ItemIndexConfig, ServedRunConfig
 from trainer.errors import UserError
+from trainer.retrieval.item_index import ItemIndex, search
 from trainer.runtime.index_building import build, check_index, measure
 from trainer.runtime.stored_items import StoredItems
-from trainer.serving.item_index import ItemIndex, search
 
 faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed")
 

@@ -34,10 +34,10 @@ def index(config: IndexConfig) -> None:
     # after the config is known to be sound: these imports take seconds
     import faiss
 
+    from trainer.retrieval.recommender import open_tower, refuse_other_model
     from trainer.runtime.index_building import build, check_index, measure
     from trainer.runtime.served_queries import ServedQueries
     from trainer.runtime.stored_items import StoredItems
-    from trainer.serving.recommender import open_tower, refuse_other_model
 
     if config.run.threads is not None:
         faiss.omp_set_num_threads(config.run.threads)

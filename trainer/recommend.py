@@ -39,8 +39,8 @@ def recommend(config: RecommendConfig) -> None:
     said = {} if asked.query is None else _read_query(asked.query)
     # after the config is known to be sound: these imports take seconds
     from trainer.data.titles import read_titles
+    from trainer.retrieval.recommender import Recommender
     from trainer.runtime.served_queries import ServedQueries
-    from trainer.serving.recommender import Recommender
 
     recommender = Recommender(config.run.dir)
     queries = ServedQueries(recommender.tower, config.run.dir, config.run.data_dir)

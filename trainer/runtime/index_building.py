@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from trainer.config import ItemIndexConfig
 from trainer.errors import UserError
+from trainer.retrieval.item_index import FACTS, IDS, INDEX, search
 from trainer.runtime.stored_items import StoredItems
 from trainer.runtime.whole_files import synchronise
-from trainer.serving.item_index import FACTS, IDS, INDEX, search
 
 # Q queries, I interests of a query, K items of a list, D embedding dim
 

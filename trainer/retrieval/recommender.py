@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from trainer.errors import UserError
+from trainer.retrieval.item_index import ItemIndex, Scored
 from trainer.serving.columns import Query
-from trainer.serving.item_index import ItemIndex, Scored
 from trainer.serving.query_tower import QueryTower
 from trainer.serving.vocabulary import Id
 
