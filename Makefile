@@ -23,7 +23,7 @@ demo: $(VENV)/.installed ## prepare, train over two processes, evaluate, export 
 test: $(VENV)/.installed-dev ## the whole test suite; ARGS="-k loss" narrows it
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
 
-test-survival: $(VENV)/.installed-dev ## runs that are killed, preempted, stopped, out of disk
+test-survival: $(VENV)/.installed-dev ## runs that are killed, preempted, stopped, resumed, out of disk
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m survival $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint and types: ruff, mypy, shellcheck, hadolint

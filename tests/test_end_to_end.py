@@ -188,6 +188,7 @@ def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.survival
 def test_a_killed_run_resumes_with_the_same_command_and_ends_as_the_uninterrupted_one(
     data: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +217,7 @@ def test_a_killed_run_resumes_with_the_same_command_and_ends_as_the_uninterrupte
     assert (killed / checkpoint.BEST).read_text() == (whole / checkpoint.BEST).read_text()
 
 
+@pytest.mark.survival
 def test_one_rank_trains_as_two_do_and_goes_on_with_what_two_left(data: Path, tmp_path: Path) -> None:
     """Through Lightning, losses agree to 5e-3, five steps after a resume on other ranks too; recall at the end to 0.01.
 
@@ -256,6 +258,7 @@ def losses_of(run_dir: Path) -> np.ndarray:
     return np.array([losses[step] for step in range(len(losses))])
 
 
+@pytest.mark.survival
 def test_patience_ends_a_run_and_more_patience_goes_on(data: Path, tmp_path: Path) -> None:
     impatient = ("run.epochs=2", "run.validate_every=0.1", "run.patience=1", "optimizer.embedding_learning_rate=1e-9",
                  "optimizer.dense_learning_rate=1e-9")  # fmt: skip

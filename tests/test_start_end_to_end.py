@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.commands import run, succeed
 from tests.shop import candidate, prepare_shop
@@ -31,6 +32,7 @@ def prepare_day(folder: Path, days: int, **settings: Any) -> Path:
     return folder / "out"
 
 
+@pytest.mark.survival
 def test_the_second_day_goes_on_from_the_first(tmp_path: Path) -> None:
     monday = prepare_day(tmp_path / "day1", 1)
     succeed("trainer.train", f"data.dir={monday}", f"run.dir={tmp_path / 'monday'}", *SETTINGS)

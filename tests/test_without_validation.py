@@ -20,6 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.survival
 def test_a_run_without_validation_keeps_its_newest_checkpoint_and_resumes(data: Path, tmp_path: Path) -> None:
     assert read_schema(data).num_events["validation"] == 0
     arguments = (f"data.dir={data}", *SETTINGS)
