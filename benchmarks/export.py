@@ -9,7 +9,6 @@ as trainer.export does (plain). Counted from models loaded to files written; nei
 """
 
 import argparse
-import gc
 import os
 import platform
 import statistics
@@ -158,4 +157,3 @@ if __name__ == "__main__":
         result = ours(run) if arguments.part == "ours" else plain(run, arguments.out / "plain", PLAIN[arguments.part])
         if os.environ.get("RANK", "0") == "0":
             print(*result)
-        gc.collect()  # as commands do: threads of the process group must not outlive the interpreter

@@ -1,5 +1,3 @@
-import gc
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +26,6 @@ from trainer.config import (
     ReplayConfig,
     TrainConfig,
     register_configs,
-    run_command,
     typed,
 )
 from trainer.errors import UserError
@@ -63,27 +60,6 @@ def test_no_shipped_yaml_is_left_out_here() -> None:
     folders = {str(path.parent.relative_to(CONFIG_DIR)) for path in Path(CONFIG_DIR).rglob("*.yaml")}
     assert folders == {".", "data", "model", "experiment"}
     assert {path.stem for path in Path(CONFIG_DIR).glob("*.yaml")} == set(KINDS)
-
-
-def test_what_a_command_leaves_is_gone_before_the_interpreter_ends() -> None:
-    """Also where parts refer to one another: threads of a process group must not outlive the interpreter."""
-
-    class Model:
-        pass
-
-    left = []
-
-    def main() -> None:
-        model = Model()
-        model.whole = model
-        left.append(weakref.ref(model))
-
-    gc.disable()
-    try:
-        run_command(main)
-    finally:
-        gc.enable()
-    assert left[0]() is None
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "export", "query_tower", "replay"])

@@ -1,7 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 
+from tests.commands import environment
 from trainer.errors import UserError
 from trainer.runtime.processes import Processes, find_processes
 
@@ -49,3 +53,37 @@ def test_srun_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(UserError, match="srun=4 tasks: .*launch/slurm.sbatch"):
         find_processes("cpu", None)
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_no_thread_of_the_group_outlives_the_process(code: int) -> None:
+    """Whatever holds the group, and however the process ends: a thread that lets go of a tensor would abort it."""
+    script = f"""
+import atexit, os, sys
+from trainer.runtime.processes import find_processes, joined
+
+def threads():
+    names = (open(f"/proc/self/task/{{task}}/comm").read() for task in os.listdir("/proc/self/task"))
+    return sum("gloo" in name for name in names)
+
+atexit.register(lambda: print("at the end", threads()))
+processes = find_processes("cpu", 1)
+import torch.distributed as dist
+
+class Model:
+    def __init__(self):
+        self.whole, self.group = self, dist.group.WORLD
+
+def command():
+    with joined(processes):
+        model = Model()
+    print("then", threads())
+    sys.exit({code})
+
+command()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=False
+    )
+    then, at_the_end = done.stdout.splitlines()
+    assert done.returncode == code and then != "then 0" and at_the_end == "at the end 0"

@@ -134,7 +134,8 @@ def test_what_cannot_be_asked_for(served: dict[str, tuple[Path, Tensor, np.ndarr
     assert re.match(
         r"recommend.user=7: expected a user with a query in test, such as \d+, ", refused(run_dir, user="7")
     )
-    assert refused(run_dir, user="someone").startswith("recommend.user=someone")
+    for user in ("someone", "--7", "9" * 30):
+        assert refused(run_dir, user=user).startswith(f"recommend.user={user}: expected a user with a query in test")
     assert "No such file" in refused(run_dir, query=str(file))
     for content, told in (
         ("[1]", "expected one JSON object"),

@@ -46,8 +46,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     from trainer.data.transitions import check_transitions
     from trainer.model.exposure import popularity_percentile
     from trainer.report.examples import MOST_QUERIES
-    from trainer.report.item_map import MOST_ITEMS
-    from trainer.report.sample import fixed_sample
+    from trainer.report.sample import MOST_ITEMS, fixed_sample
     from trainer.runtime import report
     from trainer.runtime.embedding import embed_on_first
     from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
@@ -83,7 +82,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
                 model, run.assembler, run.catalog, split, batch_size_per_rank, processes, asked.k, shown.tolist()
             )
         }
-        # not last: a process that ends right after an exchange of embeddings was seen to abort
         item_SD = embed_on_first(model, run.assembler, mapped, batch_size_per_rank, processes)
         for baseline in asked.baselines:
             if baseline == "popularity":

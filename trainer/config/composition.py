@@ -1,6 +1,5 @@
 """From YAML to dataclasses and back: Hydra composes configs/*.yaml against them, so a misspelt key is refused."""
 
-import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +46,6 @@ def run_command(main: Callable[[], None]) -> None:
         lines = [line.strip() for told in (error, error.__cause__) if told for line in str(told).splitlines()]
         kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(("To append", "Set the env"))]
         end_with(" ".join(kept))
-    # The process group ends with the model, whose parts refer to one another. Left to the interpreter's end, a thread
-    # of gloo's that then lets go of a tensor ends the process with SIGABRT.
-    gc.collect()
 
 
 def register_configs() -> None:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.report.sample import fixed_sample
+from trainer.report.sample import MOST_ITEMS, fixed_sample
 from trainer.runtime import checkpoint
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.training_loss import streaming_frequencies
 
 # S items
 
-MOST = 5000
 OFTEN = 20
 """Training events of an item from which on its estimate can be judged."""
 
@@ -43,7 +42,7 @@ def calibration(run: SavedRun) -> Calibration | None:
     """
     count_N = run.catalog.train_counts()
     trained = np.flatnonzero(count_N)
-    row_S = trained[fixed_sample(len(trained), MOST)]
+    row_S = trained[fixed_sample(len(trained), MOST_ITEMS)]
     estimated_S = _estimated(run, row_S)
     if estimated_S is None or not estimated_S.any():
         return None

@@ -15,7 +15,7 @@ from trainer.runtime.loading import SavedRun
 
 # S items, D embedding dim
 
-MOST_ITEMS, MOST_KINDS = 5000, 10
+MOST_KINDS = 10
 OTHER = "others"
 
 

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+MOST_ITEMS = 5000
+"""Of a picture."""
+
 
 def fixed_sample(total: int, most: int) -> np.ndarray:
     """Ascending numbers below total, all of them or as many as `most`, drawn with a fixed seed: int64."""

@@ -33,10 +33,7 @@ def embed_items(
     """
     for start in range(0, steps * batch_size_per_rank, batch_size_per_rank):
         here = np.asarray(rows[start : start + batch_size_per_rank], np.int64)
-        filled = np.zeros(batch_size_per_rank, np.int64)
-        filled[: len(here)] = here
-        _, item_UD = model(assembler.candidate_batch(filled).to(device))
-        yield item_UD[: len(here)]
+        yield _embed(model, assembler, here, batch_size_per_rank, device)[: len(here)]
 
 
 def embed_catalogue(
@@ -73,10 +70,17 @@ def embed_on_first(
     for start in tqdm(range(0, len(rows), step), desc="items", disable=not processes.is_first):
         first = start + processes.rank * batch_size_per_rank
         here = rows[first : first + batch_size_per_rank]
-        filled = np.zeros(batch_size_per_rank, np.int64)
-        filled[: len(here)] = here
-        _, item_UD = model(assembler.candidate_batch(filled).to(processes.device))
-        everyone_UD = gather(item_UD)
+        everyone_UD = gather(_embed(model, assembler, here, batch_size_per_rank, processes.device))
         if processes.is_first:
             kept.append(everyone_UD[: len(rows) - start].cpu())
     return torch.cat(kept) if processes.is_first else None
+
+
+def _embed(
+    model: nn.Module, assembler: BatchAssembler, here: np.ndarray, batch_size_per_rank: int, device: torch.device
+) -> Tensor:
+    """Embeddings of rows and, below them, of the first item until there are batch_size_per_rank."""
+    filled = np.zeros(batch_size_per_rank, np.int64)
+    filled[: len(here)] = here
+    _, item_UD = model(assembler.candidate_batch(filled).to(device))
+    return item_UD

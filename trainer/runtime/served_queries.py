@@ -112,9 +112,11 @@ class ServedQueries:
 
     def _row_of(self, user: str, split: str) -> pa.Table:
         files, folder = open_events(self.data_dir, self._schema, split), Path(self.data_dir) / "events" / split
-        is_integer = self._schema.user_id_type == "int64"
-        wanted = user if not is_integer else int(user) if user.lstrip("-").isdecimal() else None
-        found = ds.dataset(folder).to_table(filter=ds.field(RAW_USER_ID) == pa.scalar(wanted, files.kind(RAW_USER_ID)))
+        try:
+            wanted = pa.scalar(user).cast(files.kind(RAW_USER_ID))
+            found = ds.dataset(folder).to_table(filter=ds.field(RAW_USER_ID) == wanted)
+        except pa.ArrowInvalid:  # no integer, where users have such
+            found = pa.table({})
         if len(found) == 0:
             some = ds.dataset(folder).head(3, columns=[RAW_USER_ID])[RAW_USER_ID].to_pylist()
             raise UserError("recommend.user", user, f"a user with a query in {split}, such as "
