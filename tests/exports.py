@@ -63,10 +63,10 @@ def export(
     if after is not None:
         embeddings, turns = shards.embeddings, iter(range(after))
 
-        def until(rows: range, steps: int) -> Iterator[Tensor]:
+        def until(rows: range) -> Iterator[Tensor]:
             if next(turns, None) is None:
                 raise InterruptedError
-            return embeddings(rows, steps)
+            return embeddings(rows)
 
         shards.embeddings = until
     try:
@@ -107,10 +107,9 @@ class Given:
     def identity(self, rows: range) -> dict[str, pa.Array]:
         return {"item_id": pa.array(np.arange(rows.start, rows.stop))}
 
-    def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
-        step = -(-len(rows) // steps)
-        for start in range(rows.start, rows.start + steps * step, max(step, 1)):
-            yield torch.from_numpy(self.row_ND[start : min(start + step, rows.stop)])
+    def embeddings(self, rows: range) -> Iterator[Tensor]:
+        for start in range(rows.start, rows.stop, 512):
+            yield torch.from_numpy(self.row_ND[start : min(start + 512, rows.stop)])
 
 
 def export_given(

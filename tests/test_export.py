@@ -73,7 +73,8 @@ def test_the_manifest_says_what_the_shards_are(whole: Path, run_dir: Path) -> No
     shards = [pq.read_table(whole / file) for file in FILES]
     assert manifest["schema"] == {"item_id": "string", "digest": "int64", "embedding": "fixed_size_list<float32>[8]"}
     assert shards[0].schema.names == [*manifest["schema"]]
-    assert shards[0].schema.types == [pa.string(), pa.int64(), pa.list_(pa.float32(), 8)]
+    embedding = pa.list_(pa.field("element", pa.float32(), nullable=False), 8)
+    assert shards[0].schema.types == [pa.string(), pa.int64(), embedding]
     assert manifest["shards"] == [
         {"file": file, "num_rows": len(shard), "bytes": (whole / file).stat().st_size,
          "sha256": hashlib.sha256((whole / file).read_bytes()).hexdigest()}

@@ -33,9 +33,7 @@ def exported(processes: Processes, folder: Path, run_dir: Path) -> dict[str, flo
     for side, shards in (("item", ItemShards), ("query", QueryShards)):
         export = EmbeddingExportConfig(side=side, rows_per_shard=25, batch_size_per_rank=16)
         asked = ExportConfig(CheckpointConfig(dir=str(run_dir)), export)
-        embedded = shards(run, asked)
-        embedded.use(model, processes.device)
-        write_shards(embedded, run, asked, processes)
+        write_shards(shards(run, asked), run, asked, processes)
     return metrics(processes, folder, model, settings.model)
 
 

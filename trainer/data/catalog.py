@@ -46,6 +46,7 @@ class Catalog:
         if unlike is not None:
             name, (row, value, expected) = unlike
             raise UserError(f"{path} column {name} row {row}", value, expected, remedy)
+        self._seen: dict[str, np.ndarray] = {}
         self._num_events = schema.num_events["train"]
         self._num_embeddings = {feature.name: feature.num_embeddings for feature in schema.features}
 
@@ -87,14 +88,14 @@ class Catalog:
 
     def train_counts(self) -> np.ndarray:
         """int64 [items]: training events of each item."""
-        return self._column(TRAIN_COUNT).to_numpy()
+        return self._numbers(TRAIN_COUNT)
 
     def counts_before(self, split: str) -> np.ndarray:
         """int64 [items]: events of each item that come before a held-out split; an item without any is cold there.
 
         Before validation come the training events, before test those of validation too: they are in histories by then.
         """
-        return self.train_counts() + (self._column(VALIDATION_COUNT).to_numpy() if split == "test" else 0)
+        return self.train_counts() + (self._numbers(VALIDATION_COUNT) if split == "test" else 0)
 
     def train_share(self, rows: np.ndarray) -> np.ndarray:
         """float32 [rows]: each item's share of the training events."""
@@ -102,9 +103,7 @@ class Catalog:
 
     def dense(self, feature: Feature, rows: np.ndarray) -> np.ndarray:
         """[rows, dim] of a numeric or vector, float32 or, where the files have it so, float16; missing for row -1."""
-        column = self._column(feature.name)
-        values = (column.values if feature.kind == "vector" else column).to_numpy().reshape(len(self), feature.dim)
-        found = values[rows]
+        found = self._numbers(feature.name).reshape(len(self), feature.dim)[rows]
         found[rows < 0] = 0 if feature.kind == "vector" else np.nan
         return found
 
@@ -119,15 +118,22 @@ class Catalog:
         return found
 
     def _sparse(self, feature: Feature, rows: np.ndarray) -> Ragged:
-        column = self._column(feature.name)
+        values = self._numbers(feature.name)
         if not feature.is_list:
-            return Ragged(np.where(rows < 0, 0, column.to_numpy()[rows]), np.ones(len(rows), np.int64))
-        offsets = column.offsets.to_numpy()
-        weights = self._column(feature.weight_column).values.to_numpy() if feature.weighted else None
+            return Ragged(np.where(rows < 0, 0, values[rows]), np.ones(len(rows), np.int64))
+        offsets = self._column(feature.name).offsets.to_numpy()
+        weights = self._numbers(feature.weight_column) if feature.weighted else None
         begins = offsets[rows]
         lengths = np.where(rows < 0, 0, offsets[rows + 1] - begins)
-        return gather_lists(column.values.to_numpy(), begins, lengths, weights)
+        return gather_lists(values, begins, lengths, weights)
 
     def _column(self, name: str) -> pa.Array:
         # prepare writes one record batch, so a column is one array that lies in the file as it is
         return self._table.column(name).chunk(0)
+
+    def _numbers(self, name: str) -> np.ndarray:
+        """The values of a column, those of lists end to end, as they lie in the file."""
+        if name not in self._seen:
+            column = self._column(name)
+            self._seen[name] = (column.values if hasattr(column, "values") else column).to_numpy()
+        return self._seen[name]

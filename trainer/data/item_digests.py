@@ -35,8 +35,8 @@ def _digests(catalog: Catalog, features: Sequence[Feature], rows: NDArray[np.int
             digest_n += _of_lists(catalog.sparse(feature, rows), _key(feature.name))
         else:
             dense_nC = catalog.dense(feature, rows).reshape(len(rows), -1).astype(np.float32)
-            places_C = _key(feature.name) + np.arange(dense_nC.shape[1], dtype=np.uint64)
-            digest_n += _mixed(dense_nC.view(np.uint32).astype(np.uint64) ^ _mixed(places_C)).sum(axis=1)
+            factor_C = _mixed(_key(feature.name) + np.arange(dense_nC.shape[1], dtype=np.uint64)) | np.uint64(1)
+            digest_n += dense_nC.view(np.uint32).astype(np.uint64) @ factor_C
     return _mixed(digest_n).view(np.int64)
 
 

@@ -23,6 +23,7 @@ class Standardize(nn.Module):
     def __init__(self, features: Sequence[Feature]) -> None:
         super().__init__()
         columns = [feature for feature in features for _ in range(feature.dim)]
+        self._takes_logs = any(feature.log1p for feature in features)
         self.log1p_C: Tensor
         self.mean_C: Tensor
         self.std_C: Tensor
@@ -32,7 +33,7 @@ class Standardize(nn.Module):
 
     def forward(self, dense_BC: Tensor) -> Tensor:
         """float32 [B, C] -> float32 [B, C]."""
-        scaled_BC = torch.where(self.log1p_C, dense_BC.log1p(), dense_BC)
+        scaled_BC = torch.where(self.log1p_C, dense_BC.log1p(), dense_BC) if self._takes_logs else dense_BC
         return ((scaled_BC - self.mean_C) / self.std_C).nan_to_num(nan=0.0)
 
 

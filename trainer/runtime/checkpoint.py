@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torchrec.distributed import DistributedModelParallel
 
 from trainer.errors import UserError
@@ -44,8 +45,25 @@ def load(model: DistributedModelParallel, path: str | Path) -> None:
         UserError: the checkpoint has other tables, layers or sizes than the model.
     """
     state = state_of(model)
+    _read(state, path)
+    model.load_state_dict(state["model"])
+    model.fused_optimizer.load_state_dict(state["fused_optimizer"])
+
+
+def load_dense(model: nn.Module, path: str | Path) -> None:
+    """Reads what a verified checkpoint has of a model without tables; a process does so by itself.
+
+    Raises:
+        UserError: the checkpoint has other layers or sizes than the model.
+    """
+    state = {"model": model.state_dict()}
+    _read(state, path, no_dist=True)
+    model.load_state_dict(state["model"])
+
+
+def _read(state: dict[str, Any], path: str | Path, no_dist: bool = False) -> None:
     try:
-        dcp.load(state, checkpoint_id=path)
+        dcp.load(state, checkpoint_id=path, no_dist=no_dist)
     except dcp.CheckpointException as error:
         raise UserError(
             "run.dir",
@@ -53,8 +71,6 @@ def load(model: DistributedModelParallel, path: str | Path) -> None:
             f"a checkpoint of this very model ({reasons(error)})",
             "give every configuration its own run.dir",
         ) from None
-    model.load_state_dict(state["model"])
-    model.fused_optimizer.load_state_dict(state["fused_optimizer"])
 
 
 def reasons(error: dcp.CheckpointException) -> str:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from trainer.errors import ContactLost, UserError
+from trainer.runtime.freed_memory import keep_freed_memory
 
 _TIMEOUT = 1800
 """Seconds that collectives wait for other ranks, which is gloo's own choice; NCCL's is 600."""
@@ -40,7 +41,7 @@ class Processes:
 
 
 def find_processes(accelerator: str, threads: int | None) -> Processes:
-    """Reads torchrun's variables, picks the device and sets the number of threads.
+    """Reads torchrun's variables, picks the device and sets what the CPU needs: threads, and how memory is kept.
 
     Args:
         accelerator: cpu, gpu, or auto for a GPU where there is one.
@@ -66,6 +67,7 @@ def find_processes(accelerator: str, threads: int | None) -> Processes:
     gpus = torch.cuda.device_count()
     if accelerator == "cpu" or (accelerator == "auto" and gpus == 0):
         device = torch.device("cpu")
+        keep_freed_memory()
         threads = threads or max(1, len(os.sched_getaffinity(0)) // local_world_size)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # where it says nothing, Lightning chooses a number of its own

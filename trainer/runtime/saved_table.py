@@ -7,6 +7,7 @@ cache warm). So no model, no plan and no GPU is needed, and any number of proces
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, cast
@@ -48,6 +49,15 @@ class _Piece:
         place = self.offset + 4 * (rows.start - self.row) * self.width
         return np.fromfile(self.path, np.float32, len(rows) * self.width, offset=place).reshape(-1, self.width)
 
+    def take(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows by their numbers within the piece, as wide as it is."""
+        return self._mapped.take(places, axis=0).view(np.float32)
+
+    @cached_property
+    def _mapped(self) -> NDArray[np.uint8]:
+        """[rows, 4 * width] as it lies in the file: bytes, since a piece may begin at an odd place."""
+        return np.memmap(self.path, np.uint8, "r", self.offset, (self.rows, 4 * self.width))
+
 
 class SavedTable:
     """Rows of a table, float32.
@@ -84,6 +94,26 @@ class SavedTable:
             if here:
                 columns = slice(piece.column, piece.column + piece.width)
                 result_RD[here.start - rows.start : here.stop - rows.start, columns] = piece.read(here)
+        return torch.from_numpy(result_RD)
+
+    def take(self, row_R: Tensor) -> Tensor:
+        """Rows in any order, however often, float32 [R, D]; of the files, only pages that hold them are read.
+
+        Args:
+            row_R: int64, each below num_rows.
+        """
+        row = row_R.numpy()
+        if len(self._pieces) == 1:
+            return torch.from_numpy(self._pieces[0].take(row))
+        result_RD = np.empty((len(row), self.dim), np.float32)
+        for piece in self._pieces:
+            columns = slice(piece.column, piece.column + piece.width)
+            place = row - piece.row
+            here = (place >= 0) & (place < piece.rows)
+            if here.all():
+                result_RD[:, columns] = piece.take(place)
+            elif here.any():
+                result_RD[here, columns] = piece.take(place[here])
         return torch.from_numpy(result_RD)
 
 

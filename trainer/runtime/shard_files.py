@@ -8,21 +8,18 @@
     .../_manifest.json, .../_SUCCESS              see shard_claim.py and shard_folder.py
 
 Shard k holds items, queries or table rows from k * rows_per_shard on. Those that are missing are dealt out to the ranks
-in turn, and a rank holds no more than one of them at a time. Ranks step through their shards together, since every
-lookup is an exchange.
+in turn, and each goes through its own without waiting for others. While a thread writes one, the next is computed; a
+rank holds no more than these two.
 """
 
-from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from trainer.config import ExportConfig
-from trainer.data.shares import steps_of_all
 from trainer.data.vector_types import StoredRows, parquet_settings
 from trainer.errors import UserError
 from trainer.runtime.loading import SavedRun
@@ -74,35 +71,44 @@ def write_shards(shards: Shards, run: SavedRun, config: ExportConfig, processes:
     missing = folder.missing()
     if missing:
         shards.load(processes)
-        steps = steps_of_all(max(map(len, rows_of.values())), export.batch_size_per_rank)
-        turns = range(0, len(missing), processes.world_size)
-        for turn in tqdm(turns, desc="export", unit="shard a rank", disable=not processes.is_first):
-            mine = missing[turn + processes.rank : turn + processes.rank + 1]  # none is left for some in the last turn
-            rows = rows_of[mine[0]] if mine else range(0)
-            embeddings = shards.embeddings(rows, steps)
-            if mine:
-                _write_shard(folder.path / mine[0], shards, rows, embeddings, export.dtype)
-                folder.note(mine[0])
-            else:
-                for _ in embeddings:
-                    pass
+        _write({file: rows_of[file] for file in missing[processes.rank :: processes.world_size]},
+               folder, shards, export.dtype, progress=processes.is_first)  # fmt: skip
     folder.complete()
     return Written(path, missing, len(rows_of))
 
 
-def _write_shard(path: Path, shards: Shards, rows: range, embeddings: Iterator[Tensor], dtype: str) -> None:
+def _write(mine: dict[str, range], folder: ShardFolder, shards: Shards, dtype: str, progress: bool) -> None:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards") as writer:
+        before: Future[None] | None = None
+        for file, rows in tqdm(mine.items(), desc="export", unit="shard a rank", disable=not progress):
+            stored = _computed(shards, rows, dtype)
+            if before is not None:
+                before.result()
+            before = writer.submit(_place, folder, file, shards, rows, stored)
+            del stored  # it goes with what writes it
+        if before is not None:
+            before.result()
+
+
+def _computed(shards: Shards, rows: range, dtype: str) -> StoredRows:
     stored = StoredRows(len(rows) * shards.interests, shards.dimension, dtype)
-    for embedding_RD in embeddings:
+    for embedding_RD in shards.embeddings(rows):
         unfit = stored.append(embedding_RD.cpu().numpy())
         if unfit is not None:
             whose = named(shards, rows.start + unfit // shards.interests)
             expected = f"finite embeddings that it can hold; that of {whose} is not"
             raise UserError("export.dtype", dtype, expected, "set export.dtype=float32, or name another checkpoint")
-    columns = {**shards.identity(rows), **stored.columns()}
-    partial = path.with_name(path.name + ".partial")
+    return stored
+
+
+def _place(folder: ShardFolder, file: str, shards: Shards, rows: range, stored: StoredRows) -> None:
+    """Writes a shard beside its place, puts it there and notes it."""
+    table = stored.table(shards.identity(rows))
+    path, partial = folder.path / file, folder.path / f"{file}.partial"
     try:
-        pq.write_table(pa.table(columns), partial, **parquet_settings(dtype, columns))
+        pq.write_table(table, partial, **parquet_settings(table))
         place_durably(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
+    folder.note(file)

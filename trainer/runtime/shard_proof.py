@@ -2,7 +2,7 @@
 
 Files and ids are dealt out to the ranks shard by shard; whether an id is there twice is seen by the first rank, which
 holds the ids of all. The sample is some rows in a row of each shard, or of as many shards as it has rows, at places
-that a fixed seed draws; all ranks step through it together, as in writing.
+that a fixed seed draws.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,6 @@ import torch
 from tqdm.auto import tqdm
 
 from trainer.config import ExportConfig
-from trainer.data.shares import steps_of_all
 from trainer.data.vector_types import TOLERANCE, shares_off
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
@@ -82,7 +81,7 @@ def prove(shards: Shards, run: SavedRun, config: ExportConfig, processes: Proces
     _refuse(folder, _repeated(folder, rows_of, next(iter(shards.columns))) if config.export.side != "query" and
             processes.is_first else [])  # fmt: skip
     samples, dtype = _samples(rows_of, config.export.verify_rows), manifest["dtype"]
-    farthest = _check_samples(folder, shards, rows_of, samples, config.export.batch_size_per_rank, dtype, processes)
+    farthest = _check_samples(folder, shards, rows_of, samples, dtype, processes)
     num_samples = sum(len(rows) for _, rows in samples) * shards.interests
     return Proof(folder, len(rows_of), num_samples, farthest, TOLERANCE[dtype])
 
@@ -100,21 +99,16 @@ def _check_files(folder: Path, manifest: Mapping[str, Any], shards: Shards, rows
 
 
 def _check_samples(folder: Path, shards: Shards, rows_of: Mapping[str, range], samples: Sequence[tuple[str, range]],
-                   batch_size: int, dtype: str, processes: Processes) -> float:  # fmt: skip
+                   dtype: str, processes: Processes) -> float:  # fmt: skip
     """Embeddings of some rows, computed anew; returns the most that any is off."""
     if not samples:
         return 0.0
     shards.load(processes)
-    steps = steps_of_all(max(len(rows) for _, rows in samples), batch_size)
     untrue: list[str] = []
     farthest = 0.0
-    turns = range(0, len(samples), processes.world_size)
-    for turn in tqdm(turns, desc="sample", unit="shard a rank", disable=not processes.is_first):
-        mine = samples[turn + processes.rank : turn + processes.rank + 1]
-        file, rows = mine[0] if mine else ("", range(0))
-        anew_RD = torch.cat([*shards.embeddings(rows, steps)]).cpu().numpy()
-        if not mine:
-            continue
+    mine = samples[processes.rank :: processes.world_size]
+    for file, rows in tqdm(mine, desc="sample", unit="shard a rank", disable=not processes.is_first):
+        anew_RD = torch.cat([*shards.embeddings(rows)]).cpu().numpy()
         start = (rows.start - rows_of[file].start) * shards.interests
         off_R = shares_off(pq.read_table(folder / file).slice(start, len(anew_RD)), anew_RD, dtype)
         farthest = max(farthest, float(off_R.max()))

@@ -16,13 +16,12 @@ from trainer.data.item_digests import item_digests
 from trainer.data.lists import lists_of
 from trainer.data.row_groups import one_array, open_events
 from trainer.data.schema import RAW_ITEM_ID, RAW_USER_ID, TARGETS
+from trainer.data.shares import steps_of_all
 from trainer.data.table_ids import TableIds
 from trainer.errors import UserError
-from trainer.runtime.embedding import embed_items
-from trainer.runtime.exact_pooling import pool_exactly
 from trainer.runtime.fingerprint import digest
-from trainer.runtime.loading import SavedRun, load_model, refuse_damaged
-from trainer.runtime.lockstep import in_lockstep
+from trainer.runtime.in_place import load_in_place
+from trainer.runtime.loading import SavedRun, refuse_damaged
 from trainer.runtime.processes import Processes
 from trainer.runtime.saved_table import SavedTable
 
@@ -51,15 +50,15 @@ class Shards(Protocol):
     data_fingerprint: str
 
     def load(self, processes: Processes) -> None:
-        """Loads what the embeddings are made of, unless it is there; the process group is up."""
+        """Loads what the embeddings are made of, unless it is there; all processes of the group together."""
         ...
 
     def identity(self, rows: range) -> dict[str, pa.Array]:
         """`columns`, with a value for each embedding."""
         ...
 
-    def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
-        """float32 [embeddings, D] bit by bit; every rank takes equally many steps."""
+    def embeddings(self, rows: range) -> Iterator[Tensor]:
+        """float32 [embeddings, D] bit by bit."""
         ...
 
 
@@ -70,7 +69,6 @@ class _Embedded:
         side = config.export.side
         self._run, self._batch_size = run, config.export.batch_size_per_rank
         self._model: nn.Module | None = None
-        self._sides = ("candidate",) if side == "item" else ("query", "candidate")  # whose features are looked up
         self.folder, self.told, self.interests = f"{side}_embeddings", f"{side} embeddings", interests
         self.dimension = run.config.model.embedding_dim
         self.facts: dict[str, Any] = {
@@ -81,16 +79,9 @@ class _Embedded:
         }
 
     def load(self, processes: Processes) -> None:
-        """The model, its tables spread over the processes."""
+        """The model, all but its tables."""
         if self._model is None:
-            model = load_model(self._run, self._batch_size, processes)
-            if any(feature.is_list for feature in self._run.assembler.features if feature.side in self._sides):
-                pool_exactly(model)
-            self.use(model, processes.device)
-
-    def use(self, model: nn.Module, device: torch.device) -> None:
-        """Takes a model in evaluation mode that is there already."""
-        self._model, self._device = model, device
+            self._model, self._device = load_in_place(self._run, processes.device), processes.device
 
 
 class ItemShards(_Embedded):
@@ -117,10 +108,14 @@ class ItemShards(_Embedded):
         here, catalog = self._here(rows), self._run.catalog
         return {"item_id": catalog.raw_ids(here), "digest": pa.array(item_digests(catalog, self._features, here))}
 
-    def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
+    @torch.no_grad()
+    def embeddings(self, rows: range) -> Iterator[Tensor]:
         """Through the item tower."""
         assert self._model is not None
-        return embed_items(self._model, self._run.assembler, self._here(rows), steps, self._batch_size, self._device)
+        for start in range(rows.start, rows.stop, self._batch_size):
+            here = self._here(range(start, min(start + self._batch_size, rows.stop)))
+            _, item_UD = self._model(self._run.assembler.candidate_batch(here).to(self._device))
+            yield item_UD
 
     def _here(self, rows: range) -> NDArray[np.int64]:
         return np.asarray(self._rows[rows.start : rows.stop], np.int64)
@@ -164,11 +159,12 @@ class QueryShards(_Embedded):
         return {name: columns[name] for name in self.columns}
 
     @torch.no_grad()
-    def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
+    def embeddings(self, rows: range) -> Iterator[Tensor]:
         """Through the query tower."""
         assert self._model is not None
+        steps = steps_of_all(len(rows), self._batch_size)
         for batch in HeldOutReader(self._files, self._run.assembler, self._batch_size, rows, steps):
-            query_BD, _ = self._model(in_lockstep(batch.batch.to(self._device)))
+            query_BD, _ = self._model(batch.batch.to(self._device))
             yield query_BD[: int((batch.row >= 0).sum())].reshape(-1, query_BD.shape[-1])
 
 
@@ -203,7 +199,7 @@ class TableShards:
         """The user's own ids, or the buckets to which they are hashed."""
         return {self._ids.column: self._ids.of(rows)}
 
-    def embeddings(self, rows: range, steps: int) -> Iterator[Tensor]:
+    def embeddings(self, rows: range) -> Iterator[Tensor]:
         """As they are in the checkpoint."""
         yield self._saved.read(rows)
 
