@@ -57,7 +57,6 @@ class _TablesInPlace(nn.Module):
         pooled = {
             key: _pool(self._tables[key].take(value_V), length_B, weight_V)
             for key, value_V, length_B, weight_V in zip(keys, value_of, length_FB, weight_of, strict=True)
-            if len(value_V)  # not of the other tower
         }
         return _Pooled({key: row_BD.to(self._device) for key, row_BD in pooled.items()})
 
