@@ -30,7 +30,7 @@ check: $(VENV)/.installed-dev ## lint and types: ruff, mypy, shellcheck, hadolin
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run launch/*.sh launch/slurm.sbatch benchmarks/*.sh
+	$(BIN)/shellcheck .ci/run launch/*.sh launch/*.bash launch/slurm.sbatch benchmarks/*.sh
 	if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint Dockerfile; else echo 'hadolint: no build for this machine, left out'; fi
 
 format: $(VENV)/.installed-dev ## rewrite the code as ruff wants it

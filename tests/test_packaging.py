@@ -74,7 +74,7 @@ def test_installed_command_explains_itself_in_an_empty_folder(
     assert installed_python.parent.parent in home.parents
 
     explanation = run(installed_python, "-m", f"trainer.{command}", *COMMANDS[command], "--help", cwd=tmp_path)
-    assert "dir:" in explanation
+    assert "dir=" in explanation
     assert list(tmp_path.iterdir()) == []
 
 

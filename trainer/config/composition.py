@@ -12,6 +12,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from trainer.config.evaluate import EvaluateConfig, ExportConfig, ReplayConfig
+from trainer.config.help import documented_fields
 from trainer.config.index import IndexConfig, RecommendConfig
 from trainer.config.prepare import (
     CiteULikeConfig,
@@ -49,7 +50,9 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def register_configs() -> None:
-    """Makes the dataclasses known to Hydra under the names that configs/*.yaml use in their defaults lists."""
+    """Makes known to Hydra what configs/*.yaml name: the dataclasses, and the text of --help."""
+    OmegaConf.register_new_resolver("documented_fields", documented_fields, replace=True)
+    OmegaConf.register_new_resolver("choices", _choices, replace=True)
     store = ConfigStore.instance()
     store.store(name="prepare_schema", node=PrepareConfig)
     store.store(name="train_schema", node=TrainConfig)
@@ -65,6 +68,10 @@ def register_configs() -> None:
     store.store(group="data", name="citeulike_schema", node=CiteULikeConfig)
     store.store(group="data", name="generated_schema", node=GeneratedConfig)
     store.store(group="data", name="foreign_schema", node=ForeignConfig)
+
+
+def _choices(group: str) -> str:
+    return ", ".join(sorted(path.stem for path in Path(CONFIG_DIR, group).glob("*.yaml")))
 
 
 def typed(config: DictConfig, kind: type[Config]) -> Config:

@@ -114,7 +114,9 @@ class ColumnsConfig:
     """Names of the columns that carry the meaning of an event."""
 
     user_id: str = "user_id"
+    """Who."""
     item_id: str = "item_id"
+    """What they chose."""
     timestamp: str | None = "timestamp"
     """Null when the events are merely listed in order."""
     weight: str | None = None
@@ -166,7 +168,9 @@ class GeneratedConfig(PreparedConfig):
     """Made-up shoppers with a planted structure: tastes follow a user's segment, the items just seen, and the hour."""
 
     users: int = 20_000
+    """How many shoppers."""
     items: int = 5_000
+    """How many they choose among; at least 200."""
     events_per_user: int = 20
     """Mean; at least 3."""
 
@@ -176,6 +180,7 @@ class ForeignConfig:
     """A folder that another engine wrote after docs/prepared_folder.md, to be checked and completed in place."""
 
     dir: str = MISSING
+    """That folder."""
 
 
 @dataclass
@@ -183,5 +188,6 @@ class PrepareConfig:
     """configs/prepare.yaml."""
 
     data: Any = MISSING
+    """The source; data=... names its kind."""
     memory_limit: str = "3GB"
     """What the engine may hold in memory before it spills to disk; the process as a whole takes some 0.5 GB more."""

@@ -128,6 +128,7 @@ class OptimizerConfig:
     embedding: str = "rowwise_adagrad"
     """rowwise_adagrad or sgd."""
     embedding_learning_rate: float = 0.05
+    """Of the tables, from the first step on."""
     embedding_weight_decay: float = 0.0
     """Of the rows that a step looks up."""
     embedding_init_std: float = 0.05
@@ -163,6 +164,7 @@ class RunConfig:
     dir: str = MISSING
     """Where everything about the run is written; the same command again resumes from what is there."""
     seed: int = 0
+    """Of the initial tables and layers, the order of rows, and what is drawn or dropped."""
     accelerator: str = "auto"
     """cpu, gpu, or auto: gpu where there is one."""
     threads: int | None = None

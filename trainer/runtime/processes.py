@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from torch.distributed.rendezvous import rendezvous
 from trainer.errors import ContactLost, UserError
 from trainer.runtime.freed_memory import keep_freed_memory
 
+_GROUPS = itertools.count()
+"""Numbers those that this process has joined."""
 _TIMEOUT = 1800
 """Seconds that collectives wait for other ranks, which is gloo's own choice; NCCL's is 600."""
 
@@ -114,8 +117,9 @@ def join(processes: Processes, seconds: float = 0.0) -> None:
     if processes.world_size == 1 and "RANK" not in os.environ:
         store = dist.HashStore()
     elif os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # this store outlives the processes: those that torchrun starts again must not find the addresses of others
-        attempt = f"{os.environ['TORCHELASTIC_RESTART_COUNT']} of {processes.world_size}"
+        # this store outlives groups and processes: those that torchrun starts again, and the next job of a sweep, must
+        # not find the addresses of others
+        attempt = f"{os.environ['TORCHELASTIC_RESTART_COUNT']} of {processes.world_size}, group {next(_GROUPS)}"
         kept, _, _ = next(rendezvous("env://", processes.rank, processes.world_size, timeout=timeout))
         store = dist.PrefixStore(attempt, kept)
     dist.init_process_group(backend, timeout=timeout, rank=processes.rank, world_size=processes.world_size, store=store)
