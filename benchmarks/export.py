@@ -32,6 +32,7 @@ import workload
 BATCH, SHARD, ROW_GROUP = 4096, 100_000, 65_536
 COLUMNS = ["raw_item_id", "item_id", "item_category", *workload.ITEM_NUMERICS, "item_text"]
 TIMES = 3
+AS_WRITTEN, FROM_MEMORY = PLAIN = "plain, as one writes it", "plain, from memory"
 
 
 def ours(run_dir: Path) -> tuple[float, float]:
@@ -68,8 +69,10 @@ def plain(run_dir: Path, out: Path, way: str) -> tuple[float, float]:
     torch.set_num_threads(os.cpu_count() or 1)
     pa.array(np.zeros(1))  # which imports pandas where there is one
     tower, tables = plain_model(run_dir)
-    batches = from_parquet(out.parent / "items.parquet") if way == "plain, as one writes it" else in_memory(run_dir)
-    settings = {} if way == "plain, as one writes it" else {"use_dictionary": False, "compression": "none"}
+    if way == AS_WRITTEN:
+        batches, settings = from_parquet(out.parent / "items.parquet"), {}
+    else:
+        batches, settings = in_memory(run_dir), {"use_dictionary": False, "compression": "none"}
     start = time.perf_counter()
     written = plain_export(tower, tables, batches, out, settings)
     seconds = time.perf_counter() - start
@@ -144,9 +147,9 @@ def plain_export(tower: Any, tables: dict[str, Any], batches: Iterator[Batch], o
     with pq.ParquetWriter(path, pa.schema({"item_id": pa.int64(), "embedding": kind}), **settings) as writer:
 
         def write() -> None:
-            values = np.concatenate([embedding for _, embedding in rows]).reshape(-1)
-            ids = np.concatenate([ids for ids, _ in rows])
-            writer.write_table(pa.table([ids, pa.FixedSizeListArray.from_arrays(values, type=kind)], writer.schema))
+            ids, embedding = rows[0] if len(rows) == 1 else map(np.concatenate, zip(*rows, strict=True))
+            column = pa.FixedSizeListArray.from_arrays(embedding.reshape(-1), type=kind)
+            writer.write_table(pa.table([ids, column], writer.schema))
             rows.clear()
 
         for batch in batches:
@@ -167,9 +170,6 @@ def peak() -> float:
     """MB of this process at its highest, files that it maps included."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1000
-
-
-PLAIN = ["plain, as one writes it", "plain, from memory"]
 
 
 def measure(out: Path, part: str) -> tuple[float, float]:

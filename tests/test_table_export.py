@@ -128,7 +128,7 @@ def test_rows_are_those_of_the_whole_table_beside_the_ids_that_they_are_of(
     }
     assert len({manifest.pop(digest) for digest in ("model", "data")}) == 2
     assert manifest == {
-        "format": 1, "checkpoint": checkpoint.name(3), "step": 3, "side": "table", "table": table, "metric": None,
+        "format": 2, "checkpoint": checkpoint.name(3), "step": 3, "side": "table", "table": table, "metric": None,
         "dimension": whole.shape[1], "dtype": "float32", "num_rows": len(whole), "rows_per_shard": ROWS_PER_SHARD,
         "schema": {
             table: "int64" if isinstance(ids[0], int) else "string",

@@ -114,9 +114,9 @@ class ColumnsConfig:
     """Names of the columns that carry the meaning of an event."""
 
     user_id: str = "user_id"
-    """Who."""
+    """Whose event it is."""
     item_id: str = "item_id"
-    """What they chose."""
+    """The item that they chose."""
     timestamp: str | None = "timestamp"
     """Null when the events are merely listed in order."""
     weight: str | None = None

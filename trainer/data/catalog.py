@@ -46,7 +46,7 @@ class Catalog:
         if unlike is not None:
             name, (row, value, expected) = unlike
             raise UserError(f"{path} column {name} row {row}", value, expected, remedy)
-        self._seen: dict[str, np.ndarray] = {}
+        self._arrays: dict[str, np.ndarray] = {}
         self._num_events = schema.num_events["train"]
         self._num_embeddings = {feature.name: feature.num_embeddings for feature in schema.features}
 
@@ -133,7 +133,7 @@ class Catalog:
 
     def _numbers(self, name: str) -> np.ndarray:
         """The values of a column, those of lists end to end, as they lie in the file."""
-        if name not in self._seen:
+        if name not in self._arrays:
             column = self._column(name)
-            self._seen[name] = (column.values if hasattr(column, "values") else column).to_numpy()
-        return self._seen[name]
+            self._arrays[name] = (column.values if hasattr(column, "values") else column).to_numpy()
+        return self._arrays[name]

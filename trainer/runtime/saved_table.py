@@ -103,17 +103,14 @@ class SavedTable:
             row_R: int64, each below num_rows.
         """
         row = row_R.numpy()
-        if len(self._pieces) == 1:
-            return torch.from_numpy(self._pieces[0].take(row))
+        assert not len(row) or (row.min() >= 0 and row.max() < self.num_rows), "a row that the table lacks"
         result_RD = np.empty((len(row), self.dim), np.float32)
         for piece in self._pieces:
-            columns = slice(piece.column, piece.column + piece.width)
             place = row - piece.row
             here = (place >= 0) & (place < piece.rows)
-            if here.all():
-                result_RD[:, columns] = piece.take(place)
-            elif here.any():
-                result_RD[here, columns] = piece.take(place[here])
+            if here.all() and piece.width == self.dim:  # as mostly, since items come in the order of their rows
+                return torch.from_numpy(piece.take(place))
+            result_RD[here, piece.column : piece.column + piece.width] = piece.take(place[here])
         return torch.from_numpy(result_RD)
 
 

@@ -11,7 +11,8 @@ from trainer.runtime.fingerprint import model_fingerprint
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.shards import Shards
 
-_FORMAT = 1
+_FORMAT = 2
+"""Of the shards: of what they hold, digests too."""
 
 
 def claim(shards: Shards, run: SavedRun, export: EmbeddingExportConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
@@ -81,16 +82,16 @@ def _write(mine: dict[str, range], folder: ShardFolder, shards: Shards, dtype: s
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="shards") as writer:
         before: Future[None] | None = None
         for file, rows in tqdm(mine.items(), desc="export", unit="shard a rank", disable=not progress):
-            stored = _computed(shards, rows, dtype)
+            table = _computed(shards, rows, dtype)
             if before is not None:
                 before.result()
-            before = writer.submit(_place, folder, file, shards, rows, stored)
-            del stored  # it goes with what writes it
+            before = writer.submit(_place, folder, file, table)
+            del table  # it goes with what writes it
         if before is not None:
             before.result()
 
 
-def _computed(shards: Shards, rows: range, dtype: str) -> StoredRows:
+def _computed(shards: Shards, rows: range, dtype: str) -> pa.Table:
     stored = StoredRows(len(rows) * shards.interests, shards.dimension, dtype)
     for embedding_RD in shards.embeddings(rows):
         unfit = stored.append(embedding_RD.cpu().numpy())
@@ -98,12 +99,11 @@ def _computed(shards: Shards, rows: range, dtype: str) -> StoredRows:
             whose = named(shards, rows.start + unfit // shards.interests)
             expected = f"finite embeddings that it can hold; that of {whose} is not"
             raise UserError("export.dtype", dtype, expected, "set export.dtype=float32, or name another checkpoint")
-    return stored
+    return stored.table(shards.identity(rows))
 
 
-def _place(folder: ShardFolder, file: str, shards: Shards, rows: range, stored: StoredRows) -> None:
+def _place(folder: ShardFolder, file: str, table: pa.Table) -> None:
     """Writes a shard beside its place, puts it there and notes it."""
-    table = stored.table(shards.identity(rows))
     path, partial = folder.path / file, folder.path / f"{file}.partial"
     try:
         pq.write_table(table, partial, **parquet_settings(table))
