@@ -7,7 +7,7 @@ turns: trainer.export over two ranks of a thread each, and one process of two th
 tower. The latter in two ways: as one writes it, which is to read the items' Parquet a row group at a time, in a thread
 that is ahead, and to write as pyarrow does if told nothing; and as fast as it goes, with items that lie in memory ready
 to use, in batches like ours, and Parquet written plainly as ours is. Counted from models loaded to files written; ours
-alone digests items, makes sure that files are on the disk and reads them back for their checksums.
+alone digests items, adds up checksums of its files and makes sure that they are on the disk.
 """
 
 import argparse
@@ -174,6 +174,7 @@ def peak() -> float:
 
 def measure(out: Path, part: str) -> tuple[float, float]:
     """One of the two in processes of its own."""
+    os.sync()  # what another has left to be written is not this one's to wait for
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if part == "ours" else []
     environment = os.environ | ({"OMP_NUM_THREADS": "1"} if part == "ours" else {})
     command = [sys.executable, *torchrun, __file__, str(out), "--part", part]

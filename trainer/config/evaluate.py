@@ -62,7 +62,7 @@ class EmbeddingExportConfig:
     split: str = "test"
     """Query side: test or validation."""
     rows_per_shard: int = 100_000
-    """Items, queries or rows of the table in a file; a rank holds two files' at most. A query has a row for each of its
+    """Items, queries or rows of the table in a file, which does not bear on memory. A query has a row for each of its
     interests."""
     batch_size_per_rank: int = 4096
     """Item and query side: rows a rank embeds at a time."""

@@ -41,9 +41,11 @@ class StoredRows:
         """Takes the next rows; returns the number of the first that the type cannot hold, such as one with a NaN."""
         here = slice(self._filled, self._filled + len(embedding_RD))
         if self._scale_R is None:
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):
                 self._values_RD[here] = embedding_RD
-            fits_R = np.isfinite(self._values_RD[here]).all(axis=1)
+                # what is not finite makes the sum so; a sum that overflows costs a closer look
+                all_fit = np.isfinite(self._values_RD[here].sum(dtype=np.float32))
+            fits_R = np.ones(1, bool) if all_fit else np.isfinite(self._values_RD[here]).all(axis=1)
         else:
             largest_R = np.abs(embedding_RD).max(axis=1, initial=0)
             fits_R = np.isfinite(largest_R)

@@ -117,7 +117,8 @@ def _mlp(side: str, width: int, config: TowerConfig, embedding_dim: int) -> nn.S
     blocks: list[nn.Module] = []
     for number, out in enumerate(hidden):
         norm = [nn.LayerNorm(out)] if config.layer_norm else []
-        layers = [nn.Linear(width, out), *norm, nn.ReLU(), *([nn.Dropout(config.dropout)] if config.dropout else [])]
+        dropout = [nn.Dropout(config.dropout)] if config.dropout else []
+        layers = [nn.Linear(width, out), *norm, nn.ReLU(inplace=True), *dropout]
         blocks += [_Residual(*layers)] if config.residual and number else layers
         width = out
     return nn.Sequential(*blocks, nn.Linear(width, embedding_dim))

@@ -55,15 +55,16 @@ class _TablesInPlace(nn.Module):
         value_of = features.values().cpu().split(counts)
         weight_of = [None] * len(keys) if weights is None else weights.cpu().split(counts)
         pooled = {
-            key: _pool(self._tables[key].take(value_V), length_B, weight_V)
+            key: _pool(self._tables[key], value_V, length_B, weight_V)
             for key, value_V, length_B, weight_V in zip(keys, value_of, length_FB, weight_of, strict=True)
         }
         return _Pooled({key: row_BD.to(self._device) for key, row_BD in pooled.items()})
 
 
-def _pool(row_VD: Tensor, length_B: Tensor, weight_V: Tensor | None) -> Tensor:
-    if not len(row_VD):
-        return row_VD.new_zeros(1).expand(len(length_B), row_VD.shape[1])
+def _pool(table: SavedTable, value_V: Tensor, length_B: Tensor, weight_V: Tensor | None) -> Tensor:
+    if not len(value_V):  # as all of the query's are, where items are embedded
+        return torch.zeros(1).expand(len(length_B), table.dim)
+    row_VD = table.take(value_V)
     if weight_V is None and len(row_VD) == len(length_B) == int(length_B.count_nonzero()):
         return row_VD  # one value in each
     if weight_V is not None:

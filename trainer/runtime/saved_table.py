@@ -56,7 +56,8 @@ class _Piece:
     @cached_property
     def _mapped(self) -> NDArray[np.uint8]:
         """[rows, 4 * width] as it lies in the file: bytes, since a piece may begin at an odd place."""
-        return np.memmap(self.path, np.uint8, "r", self.offset, (self.rows, 4 * self.width))
+        mapped = np.memmap(self.path, np.uint8, "r", self.offset, (self.rows, 4 * self.width))
+        return np.asarray(mapped)  # what is taken of a np.memmap is one too, which costs as much as the rows
 
 
 class SavedTable:

@@ -54,9 +54,8 @@ class ShardFolder:
             self.path = _as_first_says(self._reopen)
         return missing
 
-    def note(self, file: str) -> None:
-        """Remembers a shard that this rank has put in its place."""
-        written = checkpoint.checksum(self.path / file)
+    def note(self, file: str, written: dict[str, Any]) -> None:
+        """Remembers a shard that this rank has put in its place, by size and SHA-256."""
         write(self.path / _PROGRESS, f"{file}.json", json.dumps(written))
 
     def complete(self) -> None:

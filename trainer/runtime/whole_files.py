@@ -1,7 +1,33 @@
 """Files that a reader sees whole or not at all, and that a power cut leaves so."""
 
+import hashlib
+import io
 import os
 from pathlib import Path
+from typing import Any
+
+
+class SummedFile(io.BufferedWriter):
+    """A new file that adds up what it is given, so that damage on the way to the disk shows too.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self._sha256, self._bytes = hashlib.sha256(), 0
+
+    def write(self, content: Any) -> int:
+        """Takes the next bytes."""
+        written = super().write(content)
+        self._sha256.update(content)
+        self._bytes += written
+        return written
+
+    def checksum(self) -> dict[str, Any]:
+        """Size and SHA-256 of what was written, as `checkpoint.checksum` says of a file."""
+        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
 
 
 def write(folder: str | Path, name: str, content: str | bytes) -> Path:
