@@ -28,9 +28,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import workload
+import works
 
 BATCH, SHARD, ROW_GROUP = 4096, 100_000, 65_536
-COLUMNS = ["raw_item_id", "item_id", "item_category", *workload.ITEM_NUMERICS, "item_text"]
+COLUMNS = ["raw_item_id", "item_id", "item_category", *works.ITEM_NUMERICS, "item_text"]
 TIMES = 3
 AS_WRITTEN, FROM_MEMORY = PLAIN = "plain, as one writes it", "plain, from memory"
 
@@ -156,7 +157,7 @@ def plain_export(tower: Any, tables: dict[str, Any], batches: Iterator[Batch], o
             with torch.inference_mode():
                 one = torch.arange(len(batch["item_id"]))
                 looked_up = {name: bag(torch.from_numpy(batch[name]).long(), one) for name, bag in tables.items()}
-                dense = [batch[name][:, None] for name in workload.ITEM_NUMERICS] + [batch["item_text"]]
+                dense = [batch[name][:, None] for name in works.ITEM_NUMERICS] + [batch["item_text"]]
                 embedding = tower(looked_up, torch.from_numpy(np.concatenate(dense, axis=1)))
             rows.append((batch["raw_item_id"], embedding.numpy()))
             if sum(len(ids) for ids, _ in rows) >= ROW_GROUP:
@@ -200,7 +201,7 @@ def main(out: Path) -> None:
         for part in parts:
             found[part].append(measure(out, part))
     print(f"{'':<26}{'items/s':>10}{'± of ' + str(TIMES):>10}{'MB a rank':>11}{'ours to it':>12}")
-    rates = {part: [workload.ITEMS / seconds for seconds, _ in times] for part, times in found.items()}
+    rates = {part: [works.ITEMS / seconds for seconds, _ in times] for part, times in found.items()}
     for part in parts:
         rate, spread = statistics.median(rates[part]), statistics.stdev(rates[part])
         share = statistics.median(rates["ours"]) / rate

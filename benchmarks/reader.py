@@ -14,14 +14,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from stopwatch import Stopwatch
 from workload import write
 
 from trainer.config import ModelConfig
@@ -34,29 +32,6 @@ from trainer.data.schema import read_schema
 
 BATCH, STREAMS, STEPS, REPEATS = 4096, 64, 300, 5
 PARTS = ("scan", "decode", "open and check", "shuffle", "cut and join up", "join items", "assemble")
-
-
-class Stopwatch:
-    """Time of each part, without that of the parts inside it."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._inner = [0.0]
-
-    def watch(self, owner: Any, name: str, part: str) -> None:
-        """Replaces a function by one that is timed."""
-        function: Callable = getattr(owner, name)
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            self._inner.append(0.0)
-            begin = time.perf_counter()
-            result = function(*arguments, **named)
-            elapsed = time.perf_counter() - begin
-            self.seconds[part] += elapsed - self._inner.pop()
-            self._inner[-1] += elapsed
-            return result
-
-        setattr(owner, name, timed)
 
 
 def make_reader(folder: Path) -> TrainingReader:

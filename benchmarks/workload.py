@@ -1,9 +1,10 @@
 """The "features" and "ids" work of the speed benchmarks, as a prepared folder after docs/prepared_folder.md.
 
-    python benchmarks/workload.py features OUT --rows 2000000
+    python benchmarks/workload.py features OUT --rows 2000000 [--joined FILE]
 
 features: user id, 4 categoricals, a history of 0 to 20 items and 4 numerics; item id, a category, 3 numerics and a
 vector of 32. ids: user id and item id. A million users and items each, Zipf-distributed, with nothing to learn.
+--joined writes the training events once more, each with its item's features beside it, for what knows no catalogue.
 """
 
 import argparse
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
+from works import CATEGORICALS, COLUMNS, ITEM_CATEGORIES, ITEM_NUMERICS, ITEMS, NUMERICS, TEXT, USERS
 
 from trainer.data.lists import lists_of
 from trainer.data.schema import (
@@ -27,12 +30,7 @@ from trainer.data.schema import (
     Schema,
 )
 
-USERS = ITEMS = 1_000_000
 ROW_GROUP, HELD_OUT = 16_384, 1_000
-CATEGORICALS = {"user_age_bucket": 100, "user_country": 200, "user_device": 8, "hour_of_day": 24}
-NUMERICS = [f"user_num_{k}" for k in range(4)]
-ITEM_NUMERICS = [f"item_num_{k}" for k in range(3)]
-TEXT = 32
 
 
 def features(work: str) -> tuple[Feature, ...]:
@@ -47,7 +45,9 @@ def features(work: str) -> tuple[Feature, ...]:
     ]
     history = Feature("history", "query", "history", table="item_id", num_embeddings=ITEMS + 1, length=20)
     numerics = [Feature(name, "query", "numeric") for name in NUMERICS]
-    category = Feature("item_category", "candidate", "categorical", table="item_category", num_embeddings=1001)
+    category = Feature(
+        "item_category", "candidate", "categorical", table="item_category", num_embeddings=ITEM_CATEGORIES + 1
+    )
     item_numerics = [Feature(name, "candidate", "numeric") for name in ITEM_NUMERICS]
     text = Feature("item_text", "candidate", "vector", dim=TEXT)
     return user, *categoricals, history, *numerics, item, category, *item_numerics, text
@@ -111,7 +111,7 @@ def write(folder: Path, work: str, rows: int, seed: int = 0) -> None:
         TRAIN_COUNT: pa.array(counts),
         VALIDATION_COUNT: pa.array(np.zeros(ITEMS, np.int64)),
         "item_id": pa.array(np.arange(1, ITEMS + 1, dtype=np.int32)),
-        "item_category": pa.array(rng.integers(1, 1001, ITEMS).astype(np.int32)),
+        "item_category": pa.array(rng.integers(1, ITEM_CATEGORIES + 1, ITEMS).astype(np.int32)),
         **{name: pa.array(rng.standard_normal(ITEMS, np.float32)) for name in ITEM_NUMERICS},
         "item_text": pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(ITEMS * TEXT, np.float32)), TEXT),
     }
@@ -123,11 +123,35 @@ def write(folder: Path, work: str, rows: int, seed: int = 0) -> None:
     (folder / "schema.json").write_text(schema.to_json())
 
 
+def write_joined(folder: Path, work: str, path: Path) -> None:
+    """Writes the training events as peers read them: items by their ids, which are 1 + their catalogue rows."""
+    with pa.memory_map(str(folder / "catalog.arrow")) as file:
+        catalog = pa.ipc.open_file(file).read_all()
+    of_items = [name for name in COLUMNS[work] if name in catalog.column_names]
+    events = pq.ParquetFile(folder / "events" / "train" / "part-00000.parquet")
+    writer = None
+    for batch in tqdm(events.iter_batches(4 * ROW_GROUP), desc="joined"):
+        columns = {name: batch[name] for name in batch.schema.names if name != ITEM_ROW}
+        if "history" in columns:
+            history = columns["history"]
+            columns["history"] = pa.ListArray.from_arrays(history.offsets, pc.add(history.values, 1))
+        items = catalog.select(of_items).take(batch[ITEM_ROW])
+        columns |= {name: items[name].combine_chunks() for name in of_items}
+        table = pa.table({name: columns[name] for name in COLUMNS[work]})
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=["features", "ids"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--joined", type=Path)
     arguments = parser.parse_args()
     write(arguments.out, arguments.work, arguments.rows)
+    if arguments.joined:
+        write_joined(arguments.out, arguments.work, arguments.joined)
     print(f"written {arguments.out}")
