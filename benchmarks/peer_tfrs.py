@@ -68,12 +68,12 @@ class TwoTower(tfrs.Model):
         query, item = self.user(batch["user_id"]), self.item(batch["item_id"])
         if self.has_features:
             of_query = [self.categoricals[name](batch[name]) for name in CATEGORICALS]
-            query = tf.concat([query, self.history(batch), *of_query, batch["query_dense"]], 1)
+            query = tf.concat([query, self.mean_history(batch), *of_query, batch["query_dense"]], 1)
             item = tf.concat([item, self.categoricals["item_category"](batch["item_category"]), batch["item_dense"]], 1)
         query, item = (tf.math.l2_normalize(tower, 1) for tower in (self.query_layers(query), self.item_layers(item)))
         return self.task(query, item, compute_metrics=False)
 
-    def history(self, batch: dict[str, Any]) -> Any:
+    def mean_history(self, batch: dict[str, Any]) -> Any:
         """The mean of each list, zero for an empty one; each distinct row is fetched once."""
         distinct, place = tf.unique(batch["history"])
         rows = tf.gather(self.item.embeddings, distinct)

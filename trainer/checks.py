@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from collections.abc import Sequence
 
 from trainer.config import (
     EvaluateConfig,
@@ -29,6 +30,13 @@ def require_positive(name: str, value: float) -> None:
     """Raises a UserError unless value > 0."""
     if not value > 0:
         raise UserError(name, value, "a number above 0", f"raise {name}")
+
+
+def require_each_once(name: str, values: Sequence[object] | None) -> None:
+    """Raises a UserError if a list has a value twice."""
+    twice = [value for place, value in enumerate(values or []) if value in (values or [])[:place]]
+    if twice:
+        raise UserError(name, values, f"each value once, and {twice[0]} is there twice", f"leave one {twice[0]} out")
 
 
 def check_train_config(config: TrainConfig) -> None:
@@ -128,6 +136,7 @@ def _check_model(config: ModelConfig) -> None:
         require_one_of(f"model.{side}.combine", tower.combine, ("concatenate", "sum"))
         if tower.cross_layers < 0:
             raise UserError(f"model.{side}.cross_layers", tower.cross_layers, "0 or more", "set it to 0")
+        require_each_once(f"model.{side}.features", tower.features)
         if any(width < 1 for width in tower.hidden or []):
             raise UserError(f"model.{side}.hidden", tower.hidden, "widths from 1", f"set model.{side}.hidden=[256]")
 
@@ -217,6 +226,8 @@ def check_evaluate_config(config: EvaluateConfig) -> None:
     require_positive("evaluate.batch_size_per_rank", config.evaluate.batch_size_per_rank)
     if not config.evaluate.k or min(config.evaluate.k) < 1:
         raise UserError("evaluate.k", config.evaluate.k, "cut-offs from 1", "set evaluate.k=[10,100]")
+    for name in ("k", "baselines", "slices"):
+        require_each_once(f"evaluate.{name}", getattr(config.evaluate, name))
     for baseline in config.evaluate.baselines:
         require_one_of("evaluate.baselines", baseline, ("popularity", "markov", "ials"))
     if config.evaluate.bootstrap < 0:
@@ -261,6 +272,7 @@ def check_query_tower_config(config: QueryTowerConfig) -> None:
     require_one_of("tower.dtype", config.tower.dtype, ("float32", "int8"))
     require_one_of("tower.split", config.tower.split, ("test", "validation"))
     require_positive("tower.max_gb", config.tower.max_gb)
+    require_each_once("tower.without", config.tower.without)
 
 
 def check_index_config(config: IndexConfig) -> None:
@@ -279,6 +291,9 @@ def check_index_config(config: IndexConfig) -> None:
         values = getattr(index, name)
         if not values or min(values) < 1:
             raise UserError(f"index.{name}", values, "numbers from 1", f"set index.{name}=[16,64]")
+        require_each_once(f"index.{name}", values)
+    if index.seed < 0:
+        raise UserError("index.seed", index.seed, "0 or more", "set index.seed=0")
     _check_faiss("trainer.index")
 
 

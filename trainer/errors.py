@@ -15,8 +15,15 @@ _SECONDS_FOR_THE_FIRST = 10
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, and give the same command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "allow this user to read and write there"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+        "name a path where no file is in a folder's place, nor a folder in a file's",
+    ),
+    **dict.fromkeys((errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP), "name a path that can be there"),
 }
 """Of what the file system refuses."""
+_NO_MEMORY = ("can't allocate memory", "CUDA out of memory")
+"""What PyTorch says, whose error for it is a plain RuntimeError on a CPU."""
 
 
 class UserError(ValueError):
@@ -72,6 +79,12 @@ def user_errors() -> Iterator[None]:
         if error.errno not in _REMEDIES:
             raise
         end_with(f"{error.filename or 'a file'}: {error.strerror}. Remedy: {_REMEDIES[error.errno]}.")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(told in str(error) for told in _NO_MEMORY):
+            raise
+        end_with(f"out of memory ({str(error).splitlines()[0] if str(error) else 'no more to be had'}). Remedy: more "
+                 "ranks, of which each then holds less, or smaller batches (data.global_batch_size, "
+                 "*.batch_size_per_rank), tables (model.embedding_dim) or row groups (data.memory_gb).")  # fmt: skip
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing not in ("torchrec", "fbgemm_gpu"):

@@ -59,13 +59,23 @@ def recommend(config: RecommendConfig) -> None:
 def _read_query(source: str) -> dict[str, Any]:
     """The query of a file, or of standard input."""
     try:
-        query = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text())
+        text = sys.stdin.read() if source == "-" else Path(source).read_text()
+        query = json.loads(text, object_pairs_hook=_each_once)
     except (OSError, ValueError) as error:
         raise UserError("recommend.query", source, f'a query as JSON, such as {{"history": [50, 181]}} ({error})',
                         "name a file that has one, or - to give it on standard input") from None  # fmt: skip
     if not isinstance(query, dict):
         raise UserError("recommend.query", source, "one JSON object of features by name",
                         'write it as {"history": [50, 181], "hour": 20}')  # fmt: skip
+    return query
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of whose equal names the decoder would silently keep the last."""
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        twice = next(name for place, (name, _) in enumerate(pairs) if name in dict(pairs[:place]))
+        raise ValueError(f"{twice} is there twice")
     return query
 
 

@@ -24,6 +24,7 @@ from trainer.config.prepare import (
     UserItemListsConfig,
 )
 from trainer.config.query_tower import QueryTowerConfig
+from trainer.config.refusals import check_values, explained
 from trainer.config.train import TrainConfig
 from trainer.errors import UserError, end_with
 
@@ -43,10 +44,7 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        # What Hydra advises is wrong for a misspelt name; where it is in a file, the cause tells more.
-        lines = [line.strip() for told in (error, error.__cause__) if told for line in str(told).splitlines()]
-        kept = [line for line in dict.fromkeys(lines) if line and not line.startswith(("To append", "Set the env"))]
-        end_with(" ".join(kept))
+        end_with(explained(error))
 
 
 def register_configs() -> None:
@@ -78,12 +76,13 @@ def typed(config: DictConfig, kind: type[Config]) -> Config:
     """The composed config as its dataclass.
 
     Raises:
-        UserError: a value that has no default was not given.
+        UserError: a value that has no default was not given, a field is unknown, or a value is one that no field has.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise UserError(missing[0], "???", "a value", f"add {missing[0]}=... to the command line")
     _refuse_unknown_keys(config)
+    check_values(config)
     result = OmegaConf.to_object(config)
     assert isinstance(result, kind)
     return result
