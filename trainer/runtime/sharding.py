@@ -11,6 +11,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import (
@@ -71,6 +72,9 @@ def shard(
         device=processes.device,
         plan=plan,
         sharders=sharders,
+        # Otherwise DistributedDataParallel rearranges gradients after its first step, and with them the order in which
+        # three or more ranks add them up: a run that goes on from a checkpoint would differ in the last bits.
+        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=True),
     )
     for table, local, offsets, width in local_shards(sharded):
         initialize_rows(local, table, offsets[0], offsets[1], width, optimizer.embedding_init_std, seed)
