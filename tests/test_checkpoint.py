@@ -54,6 +54,14 @@ def test_two_ranks_save_and_one_two_or_three_go_on(ranks: RankPool, prepared: Pa
             torch.testing.assert_close(after[2][name], value, atol=2e-5, rtol=0)
 
 
+def test_three_ranks_go_on_bit_for_bit(ranks: RankPool, prepared: Path, tmp_path: Path) -> None:
+    """Of two, a sum has no order; of three, it must be the one that it would have been."""
+    path = tmp_path / checkpoint.name(5)
+    before = ranks.run(3, save, prepared, path)[0]
+    after = ranks.run(3, load, prepared, path)[0]
+    assert before[2] and all(torch.equal(after[2][name], value) for name, value in before[2].items())
+
+
 def refused(processes: Processes, path: Path, other: TrainConfig) -> str:
     with pytest.raises(UserError) as error:
         checkpoint.load(sharded_model(processes, other), path)
