@@ -113,7 +113,7 @@ def test_every_number_is_finite_and_every_text_says_something(command: str) -> N
     [
         ("train", "run.epoch=3", "run.epoch: RunConfig has no field epoch. Remedy: epochs is meant?"),
         ("train", "rum.epochs=3", "rum: TrainConfig has no field rum. Remedy: run is meant?"),
-        ("prepare generated", "data.lines=3", "data.lines: GeneratedConfig has no field lines. Remedy: items is meant?"),
+        ("prepare generated", "data.lines=3", "data.lines: GeneratedConfig has no field lines. Remedy: items is"),
         ("train", "run.epochs=ten", "run.epochs=ten: expected another type (Value 'ten' of type 'str' could not be"),
         ("train", "run.epochs=null", "run.epochs=null: expected another type (field 'run.epochs' is not Optional"),
         ("train", "run=3", "run=3: expected another type (Invalid type assigned: int is not a subclass of RunConfig"),
