@@ -1,6 +1,8 @@
 """What a user may type wrongly: each is one message with field, value, what is expected and a remedy."""
 
+import copy
 import errno
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -51,14 +53,18 @@ def hydra() -> Iterator[None]:
         yield
 
 
+def composed(command: str, *overrides: str) -> DictConfig:
+    config = compose(command.split()[0], [*COMMANDS[command][1], *overrides])
+    for name in OmegaConf.missing_keys(config):
+        OmegaConf.update(config, name, "given")
+    return config
+
+
 def refusal(command: str, *overrides: str) -> str | None:
     """What the command says of overrides before it opens anything; None where it has nothing to say."""
-    kind, given, check = COMMANDS[command]
+    kind, _, check = COMMANDS[command]
     try:
-        config = compose(command.split()[0], [*given, *overrides])
-        for name in OmegaConf.missing_keys(config):
-            OmegaConf.update(config, name, "given")
-        found = typed(config, kind)
+        found = typed(composed(command, *overrides), kind)
         if check is not None:
             check(found)
     except UserError as error:
@@ -68,25 +74,26 @@ def refusal(command: str, *overrides: str) -> str | None:
     return None
 
 
-def leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names of fields, and their nodes, which know their types."""
+def leaves(config: DictConfig, prefix: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Names of fields, where each is declared, and their nodes, which know their types."""
     for name in config:
         node = config._get_node(name)
         if isinstance(node, DictConfig) and is_dataclass(OmegaConf.get_type(node)) and not node._is_none():
             yield from leaves(node, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", node
+            yield f"{prefix}{name}", f"{OmegaConf.get_type(config)}.{name}", node
 
 
 def fields(command: str) -> list[tuple[str, Any]]:
-    return list(leaves(compose(command.split()[0], COMMANDS[command][1])))
+    """Those that no command before it has too."""
+    others = list(COMMANDS)[: list(COMMANDS).index(command)]
+    known = {declared for other in others for _, declared, _ in leaves(composed(other))}
+    return [(name, node) for name, declared, node in leaves(composed(command)) if declared not in known]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_field_refuses_what_is_of_another_type(command: str) -> None:
-    found = fields(command)
-    assert found
-    for name, node in found:
+    for name, node in fields(command):
         for value in ("[[1]]", *([] if isinstance(node, DictConfig) else ["{a: 1}"])):
             told = refusal(command, f"{name}={value}")
             assert told is not None and told.startswith(name) and "Remedy: " in told, (name, value, told)
@@ -94,18 +101,24 @@ def test_every_field_refuses_what_is_of_another_type(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_number_is_finite_and_every_text_says_something(command: str) -> None:
+    whole = composed(command)
+
+    def refused(name: str, value: object, expected: str) -> None:
+        config = copy.deepcopy(whole)
+        OmegaConf.update(config, name, value)
+        with pytest.raises(UserError) as raised:
+            typed(config, COMMANDS[command][0])
+        assert (raised.value.field, raised.value.expected) == (name, expected)
+
     for name, node in fields(command):
         kind = str(node._metadata.ref_type)
         if "float" in kind:
-            for value in ("nan", "inf", "-inf"):
-                told = refusal(command, f"{name}={value}")
-                assert told is not None and f"{name}={float(value)}: expected a number that is finite" in told
+            for value in (math.nan, math.inf, -math.inf):
+                refused(name, value, "a number that is finite")
         elif kind == "<class 'int'>":
-            told = refusal(command, f"{name}={2**63}")
-            assert told is not None and f"{name}={2**63}: expected a number of at most 64 bits" in told
+            refused(name, 2**63, "a number of at most 64 bits")
         elif kind == "<class 'str'>":
-            told = refusal(command, f"{name}=' '")
-            assert told is not None and f"{name}=' ': expected text" in told
+            refused(name, " ", "text")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,57 @@ def test_slurm_runs_torchrun_sh_on_every_node(tmp_path: Path) -> None:
     assert option(argv, "--rdzv-id") == "12345.1"
     assert option(argv, "--rdzv-conf").endswith("is_host=false")
     assert argv[argv.index("-m") + 1 :] == ["trainer.train", *OVERRIDES]
+
+
+def batch_script(tmp_path: Path, task: str, **environment: str) -> subprocess.Popen[str]:
+    """launch/slurm.sbatch, with a task that does something else; what scontrol is told to requeue is written down."""
+    hosts = 'if [[ $1 == show ]]; then echo node07; else echo "$@" >>'
+    write_executable(tmp_path / "bin" / "scontrol", f"#!{BASH}\n{hosts}'{tmp_path / 'requeued'}'; fi\n")
+    write_executable(tmp_path / "bin" / "srun", f"#!{BASH}\n{task}\n")
+    given = {"SLURM_JOB_ID": "12345", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "node07"}
+    given |= {"SLURM_SUBMIT_DIR": str(ROOT), "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    return subprocess.Popen([BASH, "launch/slurm.sbatch", "train"], cwd=ROOT, env=given | environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "environment", "is_requeued"),
+    [
+        (0, {}, False),
+        (1, {}, False),
+        (75, {}, True),
+        (75, {"SLURM_RESTART_COUNT": "2", "MAX_REQUEUES": "3"}, True),
+        (75, {"SLURM_RESTART_COUNT": "3", "MAX_REQUEUES": "3"}, False),
+    ],
+)
+def test_a_slurm_job_that_was_preempted_goes_back_into_the_queue(
+    tmp_path: Path, status: int, environment: dict[str, str], is_requeued: bool
+) -> None:
+    script = batch_script(tmp_path, f"exit {status}", **environment)
+    out, err = script.communicate(timeout=30)
+    assert script.returncode == status
+    assert (tmp_path / "requeued").exists() == is_requeued
+    if is_requeued:
+        assert (tmp_path / "requeued").read_text() == "requeue 12345\n"
+    assert ("into the queue" in out + err) == (status == 75)
+
+
+@pytest.mark.parametrize(("name", "is_requeued"), [("USR1", True), ("TERM", False)])
+def test_what_slurm_signals_to_the_batch_script(tmp_path: Path, name: str, is_requeued: bool) -> None:
+    """USR1, before the time is over, reaches the task. After TERM what becomes of the job is for SLURM to say."""
+    ready, end = tmp_path / "ready", tmp_path / "end"
+    task = f"trap 'exit 75' USR1\ntouch '{ready}'\nwhile [[ ! -e '{end}' ]]; do sleep 0.05; done\nexit 75"
+    script = batch_script(tmp_path, task)
+    while not ready.exists():
+        time.sleep(0.01)
+    script.send_signal(signal.Signals[f"SIG{name}"])
+    if name == "TERM":
+        time.sleep(0.3)
+        assert script.poll() is None  # the task has not ended yet
+        end.touch()
+    script.communicate(timeout=30)
+    assert script.returncode == 75
+    assert (tmp_path / "requeued").exists() == is_requeued
 
 
 def test_kubernetes_container_runs_torchrun_sh(tmp_path: Path) -> None:
