@@ -211,7 +211,7 @@ def test_a_key_added_with_a_plus_is_refused_too(command: str, override: str) -> 
     ("text", "told"),
     [
         ("source: [", "line"),
-        ("sauce: .\n", "In 'data/mine': sauce: TabularConfig has no field sauce. Remedy: source is meant?"),
+        ("sauce: .\n", "In 'data/mine': data.sauce: TabularConfig has no field sauce. Remedy: source is meant?"),
         ("features:\n", "is not Optional"),
     ],
 )
