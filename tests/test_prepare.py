@@ -580,7 +580,7 @@ def test_command_writes_nothing_but_its_folder(tmp_path: Path) -> None:
         (
             ("data=generated", "data.dir=out", "data.itemz=3"),
             2,
-            "'data.itemz'. Key 'itemz' not in 'GeneratedConfig'",
+            "error: data.itemz: GeneratedConfig has no field itemz. Remedy: items is meant?",
         ),
     ],
 )
