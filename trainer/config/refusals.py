@@ -31,8 +31,8 @@ def explained(error: Exception) -> str:
     if found := re.search(r"Key '(.+?)' (?:is )?not in '?(\w+)'?", text):
         key, kind = found.groups()
         field, place = full_key[1] if full_key else key, re.match(r"In '.+?': ", text)
-        told = f"{_where(kind)} has no field {key}. Remedy: {_other_name(key, kind)}."
-        return f"{place[0] if place else ''}{field}: {told}"
+        unknown = f"{_where(kind)} has no field {key}. Remedy: {_other_name(key, kind)}."
+        return f"{place[0] if place else ''}{field}: {unknown}"
     if found := re.match(_WRONG_TYPE, text):
         field, value, reason = found.groups()
         return str(UserError(full_key[1] if full_key else field, value, f"another type ({reason})", _HELP))

@@ -72,6 +72,9 @@ class RetrievalModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Ends the run, or leaves out the step, where a loss or a gradient was not finite."""
+        place = cast(DistributedModelParallel, self.model).module.temperature.place
+        if place is not None:  # which DistributedDataParallel leaves out, see sharding.py
+            place.grad = gather(place.grad[None]).mean()
         self.non_finite.settle()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

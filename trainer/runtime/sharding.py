@@ -43,6 +43,10 @@ class _BagSharder(EmbeddingBagCollectionSharder):
         return types + [t for t in (ShardingType.ROW_WISE.value,) if t not in types]
 
 
+OUTSIDE_FORWARD = "temperature.place"
+"""The one parameter that the module's forward pass does not use."""
+
+
 def shard(
     model: TwoTower,
     sharding: ShardingConfig,
@@ -73,8 +77,11 @@ def shard(
         plan=plan,
         sharders=sharders,
         # Otherwise DistributedDataParallel rearranges gradients after its first step, and with them the order in which
-        # three or more ranks add them up: a run that goes on from a checkpoint would differ in the last bits.
-        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=True),
+        # three or more ranks add them up: a run that goes on from a checkpoint would differ in the last bits. The
+        # temperature is used after `forward` alone, which looks unused; runtime/module.py averages its gradient.
+        data_parallel_wrapper=DefaultDataParallelWrapper(
+            static_graph=False, find_unused_parameters=True, params_to_ignore=[OUTSIDE_FORWARD]
+        ),
     )
     for table, local, offsets, width in local_shards(sharded):
         initialize_rows(local, table, offsets[0], offsets[1], width, optimizer.embedding_init_std, seed)
