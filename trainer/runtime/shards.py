@@ -95,8 +95,8 @@ class ItemShards(_Embedded):
 
     def __init__(self, run: SavedRun, config: ExportConfig, catalog_rows: NDArray[np.int64] | None = None) -> None:
         super().__init__(run, config, interests=1)
-        self._rows: range | NDArray[np.int64] = range(run.schema.num_items) if catalog_rows is None else catalog_rows
-        self.num_rows = len(self._rows)
+        self._chosen = catalog_rows
+        self.num_rows = run.schema.num_items if catalog_rows is None else len(catalog_rows)
         self.columns: Mapping[str, str] = {"item_id": run.schema.item_id_type, "digest": "int64"}
         self._features = features = [feature for feature in run.assembler.features if feature.side == "candidate"]
         read = {RAW_ITEM_ID, *(f.name for f in features), *(f.weight_column for f in features if f.weighted)}
@@ -118,7 +118,7 @@ class ItemShards(_Embedded):
             yield item_UD
 
     def _here(self, rows: range) -> NDArray[np.int64]:
-        return np.asarray(self._rows[rows.start : rows.stop], np.int64)
+        return np.arange(rows.start, rows.stop) if self._chosen is None else self._chosen[rows.start : rows.stop]
 
 
 class QueryShards(_Embedded):
