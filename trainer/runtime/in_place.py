@@ -22,6 +22,9 @@ from trainer.runtime.saved_table import SavedTable
 
 # B bags, V values of a feature, D its width
 
+ROWS_IN_CACHE = 1024
+"""Rows that go through a tower's layers at a time on a CPU: some hundred floats of each then stay in its cache."""
+
 
 @dataclass(frozen=True)
 class _Pooled:
@@ -73,6 +76,22 @@ def _pool(table: SavedTable, value_V: Tensor, length_B: Tensor, weight_V: Tensor
     return sum_BD if weight_V is not None else sum_BD / length_B.clamp(min=1)[:, None]
 
 
+class _InCache(nn.Module):
+    """Layers that a batch goes through part by part, which takes three quarters of the time.
+
+    Args:
+        layers: of a tower.
+    """
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self._layers = layers
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the layers do."""
+        return torch.cat([self._layers(part) for part in input.split(ROWS_IN_CACHE)])
+
+
 def load_in_place(run: SavedRun, device: torch.device) -> TwoTower:
     """The run's model in evaluation mode; all processes of the group call this together, and then each goes its way.
 
@@ -88,4 +107,7 @@ def load_in_place(run: SavedRun, device: torch.device) -> TwoTower:
     tables = model.embeddings.embedding_bag_configs()
     model.embeddings = _TablesInPlace(tables, run.checkpoint, device)
     checkpoint.load_dense(model, run.checkpoint)
+    if device.type == "cpu":
+        for tower in (model.query_tower, model.candidate_tower):
+            tower.mlp = nn.Sequential(_InCache(tower.mlp))
     return model.to(device).eval()
