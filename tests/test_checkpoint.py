@@ -96,6 +96,15 @@ def test_best_and_last_are_kept_and_found(tmp_path: Path) -> None:
         checkpoint.find(tmp_path, "best")
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"3", b'{"step": "two", "metrics": {}}', b"\xff"])
+def test_a_damaged_note_of_the_best_is_one_message(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "checkpoints" / checkpoint.name(3)).mkdir(parents=True)
+    (tmp_path / "checkpoints" / checkpoint.BEST).write_bytes(content)
+    with pytest.raises(UserError, match=r"best.json as it was written .* or name one of \['step-000000003'\]"):
+        checkpoint.find(tmp_path, "best")
+    assert checkpoint.find(tmp_path, "last").name == checkpoint.name(3)
+
+
 def write_in_background_and_train_on(
     processes: Processes, folder: Path, path: Path
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -157,6 +166,16 @@ def test_any_damage_is_found_by_every_rank(
     found = ranks.run(2, damaged, path)
     assert found[0] == found[1] and found[0]
     assert file == "checksums.json" or found[0] == [file]
+
+
+@pytest.mark.parametrize("forged", ["{}", "[]", '{"trainer.pt": {"bytes": 0}}', "3", "\xff"])
+def test_checksums_are_of_all_files(ranks: RankPool, prepared: Path, tmp_path: Path, forged: str) -> None:
+    path = tmp_path / checkpoint.name(5)
+    ranks.run(2, save, prepared, path)
+    (path / "checksums.json").write_bytes(forged.encode("latin-1"))
+    assert ranks.run(2, damaged, path) == [["checksums.json"]] * 2
+    with pytest.raises(UserError, match=r"expected its checksums.json as written \(.*\). Remedy: bring the file back"):
+        checkpoint.written_checksums(path)
 
 
 def resume(processes: Processes, run_dir: Path, set_aside: bool) -> str | None:

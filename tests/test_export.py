@@ -229,6 +229,8 @@ def damage(folder: Path, how: str) -> None:
             (folder / FILES[5]).write_bytes(content)
         case "stray":
             shutil.copy(folder / FILES[0], folder / "part-00006.parquet")
+        case "left over":
+            (folder / "part-00006.parquet.crc").touch()
         case "swapped":
             (folder / FILES[0]).write_bytes((folder / FILES[1]).read_bytes())
             forge(folder, FILES[2], lambda rows_RD: None)
@@ -243,6 +245,7 @@ def damage(folder: Path, how: str) -> None:
     [("unmarked", "it lacks its _SUCCESS"), ("lost", "part-00002.parquet is missing"),
      ("flipped", "part-00005.parquet has other bytes than were written"),
      ("stray", "expected 6 shards, not part-00006.parquet beside them"),
+     ("left over", "expected 6 shards, not part-00006.parquet.crc beside them"),
      ("swapped", "part-00000.parquet has item_id item-7 in row 0, not item-0"),
      ("untrue", "part-00003.parquet: the embedding of row 25, item_id item-25, is off by 2.0e+00 of its largest elem"),
      ("not finite", "part-00003.parquet: the embedding of row 25, item_id item-25, is off by nan of its largest elem")],

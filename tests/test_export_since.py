@@ -171,6 +171,15 @@ def test_exports_to_which_nothing_can_be_added_are_refused(ranks: RankPool, fold
 
     assert "not of another model (step-000000001): each embedding is another" in told(before, 2)[1]
     assert "expected a folder of trainer.export with _manifest.json and _SUCCESS" in told(folder)[0]
+    lacking = shutil.copytree(before, tmp_path / "lacking")
+    manifest = json.loads((lacking / "_manifest.json").read_text())
+    for name in ("side", "model", "shards"):
+        (lacking / "_manifest.json").write_text(json.dumps({key: manifest[key] for key in manifest if key != name}))
+        assert "expected a folder of trainer.export with _manifest.json and _SUCCESS" in told(lacking)[0]
+    flipped = shutil.copytree(before, tmp_path / "flipped") / "part-00001.parquet"
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"2")
+    found = told(flipped.parent)
+    assert found[0] == found[1] and "which these are not: part-00001.parquet. Remedy: bring them back" in found[0]
     ranks.run(2, export, folder / "run", data, tmp_path, before)
     shutil.move(tmp_path / "item_embeddings_since", tmp_path / "earlier")
     assert "expected an export of all items" in told(tmp_path / "earlier")[0]

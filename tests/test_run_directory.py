@@ -89,10 +89,23 @@ def test_a_damaged_schema_is_one_message(tmp_path: Path, damage: object) -> None
         read_schema(tmp_path)
 
 
-def test_a_damaged_config_is_one_message(run_dir: Path) -> None:
-    (run_dir / "config.yaml").write_text("model:\n  embeding_dim: 3\n")
+@pytest.mark.parametrize("content", [b"model:\n  embeding_dim: 3\n", b"\xff", b"- 1\n", b"3\n", b""])
+def test_a_damaged_config_is_one_message(run_dir: Path, content: bytes) -> None:
+    (run_dir / "config.yaml").write_bytes(content)
     with pytest.raises(UserError, match="expected a config of this version's trainer.train"):
         run_directory.read_config(run_dir)
+
+
+def test_a_damaged_digest_of_row_groups_is_one_message(run_dir: Path) -> None:
+    (run_dir / "order.json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="expected the training rows of the run so far"):
+        run_directory.claim(config(run_dir), SCHEMA, ORDER)
+
+
+def test_a_run_without_its_schema_is_one_message(run_dir: Path) -> None:
+    (run_dir / "schema.json").unlink()
+    with pytest.raises(UserError, match="expected a run of this version's trainer.train"):
+        run_directory.read_schema_of(run_dir)
 
 
 def test_a_run_of_another_version_is_one_message(run_dir: Path) -> None:

@@ -108,7 +108,7 @@ def from_yaml(path: Path) -> TrainConfig:
     """The config of a run from its file, checked against this version's fields."""
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
-    except (OmegaConfBaseException, YAMLError, OSError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
         expected = f"a config of this version's trainer.train ({error})"
         raise UserError("run.dir", path, expected, "use the version that wrote it, or another run") from None
     assert isinstance(config, TrainConfig)

@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch.distributed as dist
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
 from trainer.config import ExportConfig
 from trainer.data.item_digests import item_digests
 from trainer.errors import UserError
+from trainer.runtime import checkpoint
 from trainer.runtime.fingerprint import model_fingerprint
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.loading import SavedRun
@@ -31,7 +33,7 @@ class ChangedItems(ItemShards):
         config: of the export, which names the earlier one.
 
     Raises:
-        UserError: that is not whole, of another model, or itself of changed items alone.
+        UserError: that is not whole and as it was written, of another model, or itself of changed items alone.
     """
 
     def __init__(self, run: SavedRun, config: ExportConfig) -> None:
@@ -62,8 +64,23 @@ def _open(since: Path, run: SavedRun) -> tuple[list[str], str]:
         expected = f"an export of {run.checkpoint.name} of this run, not of another model ({manifest['checkpoint']})"
         raise UserError("export.since", since, f"{expected}: each embedding is another",
                         "set export.since=null, or run.checkpoint to the one that it is of")  # fmt: skip
+    _refuse_damaged(since, manifest["shards"])
     digest = hashlib.sha256((since / MANIFEST).read_bytes()).hexdigest()
     return [shard["file"] for shard in manifest["shards"]], digest
+
+
+def _refuse_damaged(since: Path, shards: list[dict[str, Any]]) -> None:
+    """Each rank reads its share of the shards; all raise if any is not as it was written."""
+    mine = shards[dist.get_rank() :: dist.get_world_size()]
+    progress = tqdm(mine, desc="check", unit="shard a rank", disable=dist.get_rank() > 0)
+    lost = [
+        shard["file"]
+        for shard in progress
+        if checkpoint.checksum(since / shard["file"]) != {key: shard[key] for key in ("bytes", "sha256")}
+    ]
+    if damaged := sorted(file for of_rank in gather_objects(lost) for file in of_rank):
+        raise UserError("export.since", since, f"its shards as written, which these are not: {', '.join(damaged)}",
+                        "bring them back, or set export.since=null")  # fmt: skip
 
 
 def _compare(run: SavedRun, before: pa.Table) -> tuple[NDArray[np.int64], list[Any]]:

@@ -26,7 +26,7 @@ from trainer.errors import UserError
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.whole_files import write
 
-BEST, REST, CHECKSUMS = "best.json", "trainer.pt", "checksums.json"
+BEST, REST, CHECKSUMS, METADATA = "best.json", "trainer.pt", "checksums.json", ".metadata"
 DAMAGED = ".damaged"
 """Suffix of what the user has had set aside; theirs to remove."""
 _AT_ONCE = 1 << 24
@@ -101,10 +101,14 @@ def written_checksums(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of every file of a checkpoint, as noted when it was written.
 
     Raises:
-        UserError: they are not there any more.
+        UserError: they are not there any more, or not those of all files.
     """
+    needed = {REST, METADATA, *(file.name for file in path.glob("*.distcp"))}
     try:
-        return json.loads((path / CHECKSUMS).read_text())
+        written = json.loads((path / CHECKSUMS).read_text())
+        if not isinstance(written, dict) or needed - written.keys():
+            raise ValueError("it is not of all files")
+        return written
     except (OSError, ValueError) as error:
         raise UserError("run.checkpoint", path, f"its {CHECKSUMS} as written ({error})",
                         "bring the file back, or name another checkpoint") from None  # fmt: skip
@@ -114,10 +118,10 @@ def damaged_files(path: str | Path) -> list[str]:
     """Files of a checkpoint that are not as they were written; each rank reads its share, all learn the same."""
     path, rank, world_size = Path(path), dist.get_rank(), dist.get_world_size()
     try:
-        written = json.loads((path / CHECKSUMS).read_text())
+        written = written_checksums(path)
         share = sorted(written)[rank::world_size]
         damaged = [file for file in share if checksum(path / file) != written[file]]
-    except (OSError, ValueError, TypeError):
+    except (OSError, UserError):
         damaged = [CHECKSUMS]
     return sorted({file for of_rank in gather_objects(damaged) for file in of_rank})
 
@@ -153,6 +157,20 @@ def keep(folder: Path, best: dict[str, Any], newest: int) -> None:
             shutil.rmtree(path)
 
 
+def best(folder: Path) -> dict[str, Any]:
+    """Step and metrics of the best checkpoint in RUN/checkpoints, as `keep` has noted them.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    try:
+        noted = json.loads((folder / BEST).read_text())
+        return {"step": int(noted["step"]), "metrics": {key: float(value) for key, value in noted["metrics"].items()}}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError("run.checkpoint", "best", f"{folder / BEST} as it was written ({error})",
+                        f"bring the file back, or name one of {names(folder)}") from None  # fmt: skip
+
+
 def find(run_dir: str | Path, which: str) -> Path:
     """The checkpoint called `best` or `last`, or by its folder's name.
 
@@ -161,7 +179,7 @@ def find(run_dir: str | Path, which: str) -> Path:
     """
     folder = Path(run_dir) / "checkpoints"
     if which == "best" and (folder / BEST).is_file():
-        found: Path | None = folder / name(json.loads((folder / BEST).read_text())["step"])
+        found: Path | None = folder / name(best(folder)["step"])
     else:
         found = newest(run_dir) if which == "last" else folder / which
     if found is None or not found.is_dir():

@@ -176,7 +176,7 @@ def _checksums(partial: Path) -> dict[str, Any]:
     """Of the files that this rank wrote."""
     files = sorted(partial.glob(f"__{dist.get_rank()}_*.distcp"))
     if dist.get_rank() == 0:
-        files += [partial / ".metadata", partial / checkpoint.REST]
+        files += [partial / checkpoint.METADATA, partial / checkpoint.REST]
     return {file.name: checkpoint.checksum(file) for file in files}
 
 

@@ -1,6 +1,5 @@
 """A training run, from prepared data to its best checkpoint."""
 
-import json
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -186,7 +185,7 @@ def check_monitor(monitor: str, catalog: Catalog, held_out: RowGroups) -> None:
 
 def _report(config: TrainConfig, trainer: pl.Trainer) -> dict[str, float]:
     best = checkpoint.find(config.run.dir, "best")
-    metrics = json.loads((best.parent / checkpoint.BEST).read_text())["metrics"]
+    metrics = checkpoint.best(best.parent)["metrics"]
     if trainer.is_global_zero:
         print(f"trained {trainer.global_step} steps; best checkpoint {best}")
         print("  ".join(f"{name} {value:.4f}" for name, value in metrics.items()) or "nothing was validated")

@@ -50,7 +50,7 @@ def claim(config: TrainConfig, schema: Schema, order: TrainingOrder) -> None:
         write(folder, CONFIG, to_yaml(config))
         return
     _refuse_other_schema("run.dir", folder, read_schema_of(folder), schema)
-    if (folder / ORDER).read_text() != order_text:
+    if (folder / ORDER).read_bytes() != order_text.encode():
         raise UserError(
             "data.dir", config.data.dir, "the training rows of the run so far, in the same row groups: a step would "
             "mean other rows", "take back the files as they were, or train on these in a run.dir of its own",
@@ -100,11 +100,11 @@ def read_schema_of(run_dir: str | Path) -> Schema:
     """The schema of the data a run was trained on.
 
     Raises:
-        UserError: another version wrote it.
+        UserError: it is not there, or another version wrote it.
     """
     try:
         return Schema.from_json((Path(run_dir) / SCHEMA).read_text())
-    except (ValueError, TypeError, KeyError) as error:
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         expected = f"a run of this version's trainer.train ({SCHEMA}: {error})"
         raise UserError("run.dir", run_dir, expected, "use the version that wrote it, or another run") from None
 

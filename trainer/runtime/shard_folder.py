@@ -24,6 +24,9 @@ from trainer.runtime.whole_files import synchronise, write
 
 MANIFEST, SUCCESS = "_manifest.json", "_SUCCESS"
 _PROGRESS, _CLAIM = "_progress", "claim.json"
+_OF_ALL = {"checkpoint", "step", "model", "data", "side", "dimension", "dtype", "schema", "num_rows", "rows_per_shard"}
+_OF_A_SHARD = {"file", "num_rows", "bytes", "sha256"}
+"""What a manifest says, at the least."""
 
 
 class ShardFolder:
@@ -99,8 +102,12 @@ class ShardFolder:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """Of a folder; None where there is none that can be read."""
-    return _read(path / MANIFEST)
+    """Of a folder; None where there is none that can be read, or it lacks what each has."""
+    manifest = _read(path / MANIFEST) or {}
+    shards = manifest.get("shards")
+    if not manifest.keys() >= _OF_ALL or not isinstance(shards, list):
+        return None
+    return manifest if all(isinstance(shard, dict) and shard.keys() >= _OF_A_SHARD for shard in shards) else None
 
 
 def _claim_of(path: Path) -> dict[str, Any] | None:

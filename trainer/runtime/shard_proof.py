@@ -142,7 +142,7 @@ def _refuse_other_claim(folder: Path, manifest: Mapping[str, Any], expected: Map
 
 def _refuse_strays(folder: Path, manifest: Mapping[str, Any], rows_of: Mapping[str, range]) -> None:
     listed = [shard["file"] for shard in manifest["shards"]]
-    strays = sorted({path.name for path in folder.glob("part-*.parquet")} - {*listed})
+    strays = sorted({path.name for path in folder.iterdir()} - {MANIFEST, SUCCESS, *listed})
     if listed != list(rows_of) or strays:
         found = f"{', '.join(strays)} beside them" if strays else f"{len(listed)} in its manifest"
         raise UserError("export.verify", folder, f"{len(rows_of)} shards, not {found}", _AGAIN)
