@@ -12,7 +12,7 @@ pip = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar of
 	|| { tail -n 30 $(LOG) >&2; printf 'the install failed; whole log: $(LOG)\n' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-survival check format clean
+.PHONY: help demo test test-survival test-slurm check format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -25,6 +25,16 @@ test: $(VENV)/.installed-dev ## the whole test suite; ARGS="-k loss" narrows it
 
 test-survival: $(VENV)/.installed-dev ## runs that are killed, preempted, stopped, resumed, out of disk
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m survival $(ARGS)
+
+# The daemons lie in /usr/sbin, which not every PATH has.
+test-slurm: $(VENV)/.installed-dev ## runs under SLURM itself and over two hosts; as root, installs Debian's packages for it
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	if ! { command -v slurmctld && command -v slurmd && command -v munged && command -v ip; } >/dev/null; then \
+		printf 'installing slurm-wlm, munge and iproute2 (log: $(VENV)/apt.log)\n'; \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge iproute2; } \
+			>$(VENV)/apt.log 2>&1 || printf 'they cannot be installed here: tests that need them are skipped\n' >&2; \
+	fi
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint and types: ruff, mypy, shellcheck, hadolint
 	$(BIN)/ruff check .
