@@ -5,7 +5,8 @@
 #   launch/torchrun.sh evaluate run.dir=runs/first
 #   launch/torchrun.sh export run.dir=runs/first
 #
-# Topology comes from the environment, the same on every node but for NODE_RANK and LOCAL_ADDR:
+# Topology comes from the environment, the same on every node but for NODE_RANK and LOCAL_ADDR; where Kubeflow Trainer says it
+# in PET_NNODES, PET_MASTER_ADDR and others, from these:
 #   NNODES          nodes, or MIN:MAX where nodes may come and go               (1)
 #   NPROC_PER_NODE  processes a node                                            (one a GPU; 1 where there is no GPU)
 #   RDZV_ENDPOINT   HOST:PORT of the node where all nodes meet; required when NNODES is not 1
@@ -29,25 +30,26 @@ esac
 command=$1
 shift
 
-nnodes=${NNODES:-1}
-nproc=${NPROC_PER_NODE:-$(if command -v nvidia-smi >/dev/null; then echo gpu; else echo 1; fi)}
+nnodes=${NNODES:-${PET_NNODES:-1}}
+nproc=${NPROC_PER_NODE:-${PET_NPROC_PER_NODE:-$(if command -v nvidia-smi >/dev/null; then echo gpu; else echo 1; fi)}}
+endpoint=${RDZV_ENDPOINT:-${PET_MASTER_ADDR:+$PET_MASTER_ADDR:$PET_MASTER_PORT}}
 topology=(--nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "${MAX_RESTARTS:-0}")
 topology+=(--signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" --shutdown-timeout "${GRACE_SECONDS:-120}")
 
 if [[ $nnodes == 1 ]]; then
     topology+=(--standalone)
 else
-    if [[ -z ${RDZV_ENDPOINT:-} ]]; then
+    if [[ -z $endpoint ]]; then
         echo "NNODES=$nnodes needs RDZV_ENDPOINT=HOST:PORT, a port of one of the nodes that the others can reach" >&2
         exit 2
     fi
     # Nodes come up minutes apart where an image is pulled first; torchrun's own limit for the first contact is one minute.
     rdzv_conf=read_timeout=600
-    node_rank=${NODE_RANK:-${SLURM_NODEID:-}}
+    node_rank=${NODE_RANK:-${PET_NODE_RANK:-${SLURM_NODEID:-}}}
     if [[ -n $node_rank ]]; then
         rdzv_conf+=,is_host=$([[ $node_rank == 0 ]] && echo true || echo false)
     fi
-    topology+=(--rdzv-backend c10d --rdzv-endpoint "$RDZV_ENDPOINT" --rdzv-id "${RDZV_ID:-two-tower}" --rdzv-conf "$rdzv_conf")
+    topology+=(--rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "${RDZV_ID:-two-tower}" --rdzv-conf "$rdzv_conf")
     if [[ -n ${LOCAL_ADDR:-} ]]; then
         topology+=(--local-addr "$LOCAL_ADDR")
     fi

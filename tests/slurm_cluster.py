@@ -78,6 +78,16 @@ class Cluster:
             time.sleep(0.1)
         return job
 
+    def wait_until_idle(self) -> None:
+        """Until both nodes are up, and whatever ran there is gone."""
+        _until(lambda: self._states() == "idle\nidle")
+
+    def _states(self) -> str:
+        """Of the nodes; nothing as long as the controller is not up."""
+        told = subprocess.run(["sinfo", "--noheader", "--Node", "--format=%T"], env=self.environment, text=True,
+                              capture_output=True, check=False)  # fmt: skip
+        return told.stdout.strip()
+
     def log(self, job: dict[str, str]) -> str:
         """What a job has written so far."""
         path = Path(job.get("StdOut", ""))
@@ -106,7 +116,7 @@ def slurm_cluster(**environment: str) -> Iterator[Cluster]:
         stack.enter_context(_daemon([_found("slurmctld") or "", "-D", "-f", str(config)]))
         for node in NODES:
             stack.enter_context(_daemon([_found("slurmd") or "", "-D", "-N", node, "-f", str(config)]))
-        _until(lambda: _answer(cluster) == "idle\nidle")
+        cluster.wait_until_idle()
         stack.callback(cluster.run, "scancel", "--signal=KILL", "--full", "--user=root")
         yield cluster
 
@@ -137,17 +147,10 @@ def _daemon(command: list[str]) -> Iterator[None]:
             daemon.wait()
 
 
-def _answer(cluster: Cluster) -> str:
-    """States of the nodes, or nothing as long as the controller is not up."""
-    told = subprocess.run(["sinfo", "--noheader", "--Node", "--format=%T"], env=cluster.environment, text=True,
-                          capture_output=True, check=False)  # fmt: skip
-    return told.stdout.strip()
-
-
 def _until(met: Callable[[], object]) -> None:
     deadline = time.monotonic() + 60
     while not met():
-        assert time.monotonic() < deadline, "the cluster does not come up"
+        assert time.monotonic() < deadline, "the cluster is not as it should be"
         time.sleep(0.1)
 
 
