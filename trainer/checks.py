@@ -274,8 +274,9 @@ def check_plan_config(config: PlanConfig) -> None:
     for name in ("nodes", "ranks_per_node", "hbm_gib", "host_gib", "intra_gb_s", "inter_gb_s", "memory_gb_s",
                  "host_gb_s", "tflops"):  # fmt: skip
         require_positive(f"plan.{name}", getattr(plan, name))
-    if plan.collective_us < 0:
-        raise UserError("plan.collective_us", plan.collective_us, "0 or more", "set plan.collective_us=0")
+    for name in ("collective_us", "fixed_ms"):
+        if getattr(plan, name) < 0:
+            raise UserError(f"plan.{name}", getattr(plan, name), "0 or more", f"set plan.{name}=0")
     if not 0 < plan.efficiency <= 1:
         raise UserError("plan.efficiency", plan.efficiency, "a share in (0, 1]", "set plan.efficiency=0.5")
     for table, rows in plan.rows.items():

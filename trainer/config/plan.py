@@ -7,7 +7,7 @@ from trainer.config.train import TrainConfig
 
 @dataclass
 class ClusterConfig:
-    """The cluster asked about. The defaults are what the makers say of nodes with 8 H100 SXM; each can be overridden."""
+    """The cluster asked about. The defaults are what makers say of nodes with 8 H100 SXM; each can be overridden."""
 
     nodes: int = 8
     """Machines."""
@@ -33,6 +33,8 @@ class ClusterConfig:
     """Share of these rates that a step is taken to reach: an assumption, no measurement."""
     collective_us: float = 30.0
     """Microseconds that an exchange takes however little it carries: likewise."""
+    fixed_ms: float = 5.0
+    """Milliseconds that a step takes however small it is, for Python and the start of kernels: likewise."""
     rows: dict[str, int] = field(default_factory=dict)
     """Rows of a table in place of those of the prepared data, by name, such as +plan.rows.user_id=1000000000."""
 

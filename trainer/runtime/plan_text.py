@@ -33,13 +33,13 @@ def told(plan: ClusterPlan) -> str:
         f"time of a step, if it reaches {cluster.efficiency:.0%} of the rates given: an estimate, none measured",
     ]
     lines += [f"    {name:44}{value * 1e3:>9.3f} ms" for name, value in plan.seconds.items() if value]
-    rate = plan.config.data.global_batch_size / seconds
+    batch = plan.config.data.global_batch_size
     lines += [
         "",
         f"fits {ranks} ranks on {cluster.nodes} machines: {memory / GIB:,.2f} of {room:,.1f} GiB {where}, "
         f"{host / GIB:,.1f} of {cluster.host_gib:,.0f} GiB a machine",
-        f"a step of {plan.config.data.global_batch_size:,} rows, {plan.batch_size_per_rank:,} a rank: {_size(sent)} sent by "
-        f"a rank, {seconds * 1e3:,.2f} ms, {rate:,.0f} rows/s",
+        f"a step of {batch:,} rows, {plan.batch_size_per_rank:,} a rank: {_size(sent)} sent by a rank, "
+        f"some {seconds * 1e3:,.1f} ms, {batch / seconds:,.0f} rows/s",
     ]
     return "\n".join(lines)
 

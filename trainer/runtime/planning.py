@@ -5,8 +5,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torchrec.distributed.types import EmbeddingModuleShardingPlan
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from trainer.checks import check_batch_size, check_negatives, check_train_config
 from trainer.config import PlanConfig
@@ -236,11 +237,13 @@ def _narrower(config: PlanConfig, dim: int) -> PlanConfig:
     return changed
 
 
-def _placed(table, sharding, ranks: int, state: int) -> PlacedTable:  # type: ignore[no-untyped-def]
+def _placed(table: EmbeddingBagConfig, sharding: ParameterSharding, ranks: int, state: int) -> PlacedTable:
     rows = [0] * ranks
+    assert isinstance(sharding.sharding_spec, EnumerableShardingSpec)
     for shard in sharding.sharding_spec.shards:
-        assert shard.placement is not None
-        rows[shard.placement.rank()] += shard.shard_sizes[0]
+        rank = shard.placement.rank() if shard.placement else None
+        assert rank is not None
+        rows[rank] += shard.shard_sizes[0]
     return PlacedTable(
         table.name,
         table.feature_names,

@@ -3,7 +3,7 @@
 Ids are taken to be spread evenly over the ranks that hold a table, and nothing to go on beside anything else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,17 +116,17 @@ def exchanges(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: 
             Exchange("gradients of embeddings, row-wise", "gather", FLOAT * sizes.slots * widths * others),
         ]
     if whole:
-        numbers, values, widths = ([_by_rank(whole, of, ranks) for of in
-                                   (lambda t: len(t.features), lambda t: sum(sizes.values[n] for n in t.features),
-                                    lambda t: t.dim * len(t.features))])  # fmt: skip
+        numbers = _by_rank(whole, lambda table: len(table.features), ranks)
+        values_of = _by_rank(whole, lambda table: sum(sizes.values[name] for name in table.features), ranks)
+        widths_of = _by_rank(whole, lambda table: table.dim * len(table.features), ranks)
         told = LONG * per_value * others + INT * sizes.slots * _most_of_others(numbers)
+        back = FLOAT * sizes.slots * _most_of_others(widths_of)
         found += [
             Exchange("lengths of lists of ids, table-wise", "all_to_all", told, collectives=2),
-            Exchange("ids, table-wise", "all_to_all", of_value * _most_of_others(values), False, per_value - 2),
-            Exchange("embeddings, table-wise", "all_to_all", FLOAT * sizes.slots * max(widths) * others),
-            Exchange("gradients of embeddings, table-wise", "all_to_all",
-                     FLOAT * sizes.slots * _most_of_others(widths)),
-        ]  # fmt: skip
+            Exchange("ids, table-wise", "all_to_all", of_value * _most_of_others(values_of), False, per_value - 2),
+            Exchange("embeddings, table-wise", "all_to_all", FLOAT * sizes.slots * max(widths_of) * others),
+            Exchange("gradients of embeddings, table-wise", "all_to_all", back),
+        ]
     found += [
         Exchange("rows and counts of candidates", "gather", 4 * DOUBLE * candidates * others),
         Exchange("embeddings of candidates", "gather", FLOAT * dim * candidates * others),
@@ -188,6 +188,7 @@ def seconds(
         "backward of the towers": sizes.tower_backward_flops / flops + 3 * sizes.activation_bytes / memory,
         "exchange of gradients": _of(sent, ("gradients", "whether"), cluster),
         "update": (2 * device + bags + 7 * layers) / memory + 2 * host / link,
+        "Python, and starts of kernels": cluster.fixed_ms / 1e3,
     }
 
 
@@ -195,7 +196,7 @@ def _of(sent: Sequence[Exchange], begins: tuple[str, ...], cluster: ClusterConfi
     return sum(exchange.seconds(cluster) for exchange in sent if exchange.what.startswith(begins))
 
 
-def _by_rank(tables, of, ranks):  # type: ignore[no-untyped-def]
+def _by_rank(tables: Sequence[PlacedTable], of: Callable[[PlacedTable], int], ranks: int) -> list[int]:
     """What each rank has of tables that lie on one rank each."""
     return [sum(of(table) for table in tables if table.rows_of_rank[rank]) for rank in range(ranks)]
 

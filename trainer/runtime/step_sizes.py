@@ -122,8 +122,9 @@ class _Zeros(nn.Module):
         self._dims = dims
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        dims = [self._dims[key] for key in features.keys()]
-        return KeyedTensor(features.keys(), dims, torch.zeros(features.stride(), sum(dims), requires_grad=True))
+        keys = features.keys()
+        dims = [self._dims[key] for key in keys]
+        return KeyedTensor(keys, dims, torch.zeros(features.stride(), sum(dims), requires_grad=True))
 
 
 def _towers(
@@ -132,7 +133,7 @@ def _towers(
     """FLOPs forward and backward, bytes kept between them, and the numbers in each dense parameter."""
     model = make_model(schema, features, config)
     tables = model.embeddings.embedding_bag_configs()
-    model.embeddings = _Zeros({name: table.embedding_dim for table in tables for name in table.feature_names})  # type: ignore[assignment]
+    model.embeddings = _Zeros({name: table.embedding_dim for table in tables for name in table.feature_names})
     dense = dense_parameters(model)
     own = {parameter.untyped_storage().data_ptr() for parameter in dense.values()}
     kept: dict[int, int] = {}
