@@ -1,31 +1,30 @@
 """trainer.plan against what training does on two ranks, and against arithmetic by hand."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.prepared import FEATURES, ITEMS, USERS
+from tests.prepared import ITEMS, USERS
 from tests.ranks import RankPool
 from tests.training import BATCH, STREAMS, config, sharded_model, trained
-from trainer.config import CONFIG_DIR, ClusterConfig, PlanConfig, TrainConfig, register_configs, typed
+from trainer.config import ClusterConfig, PlanConfig, TrainConfig
 from trainer.errors import UserError
 from trainer.runtime.plan_text import told
-from trainer.runtime.planning import GIB, ClusterPlan, Planning
+from trainer.runtime.planning import ClusterPlan, Planning
 from trainer.runtime.processes import Processes
 from trainer.runtime.sharding import sharded_rows
-from trainer.runtime.step_costs import Exchange, exchanges, memory
+from trainer.runtime.step_costs import Exchange, exchanges
 
 TABLES = {"user_id": USERS + 1, "hour": 25, "item_id": ITEMS + 1, "genres": 6}
 
 
 def planned_for(train: TrainConfig, folder: Path, **cluster: Any) -> PlanConfig:
     """Those of the tests' training, on two CPU ranks if nothing else is said."""
+    train.run.dir = "none"
     train.data.dir, train.data.global_batch_size, train.data.streams = str(folder), BATCH, STREAMS
     sections = {name: getattr(train, name) for name in ("data", "model", "optimizer", "sharding", "run")}
     there = {"nodes": 1, "ranks_per_node": 2, "device": "cpu"} | cluster
@@ -75,8 +74,6 @@ def sent_in_a_step(processes: Processes, train: TrainConfig, folder: Path) -> tu
 @pytest.mark.parametrize("case", ["row_wise", "table_wise", "weighted", "user"])
 def test_bytes_are_those_that_two_ranks_send(ranks: RankPool, prepared: Path, case: str) -> None:
     """What sizes of the batch decide is equal to the byte; ids are within a third of what an even spread gives."""
-    from dataclasses import replace
-
     train = config("table_wise" if case == "table_wise" else "row_wise")
     if case == "weighted":
         train.model.candidate.features = [*(train.model.candidate.features or []), "words"]
@@ -87,7 +84,7 @@ def test_bytes_are_those_that_two_ranks_send(ranks: RankPool, prepared: Path, ca
     planning = Planning(found)
     expected = planning.plan(found)
     several = ranks.run(2, sent_in_a_step, train, prepared)
-    for rank, (counted, (slots, candidates, positives, values), _) in enumerate(several):
+    for rank, (counted, (slots, _, positives, values), _) in enumerate(several):
         counted = [entry for entry in counted if entry[0] != "allgather_"]
         most = max(sizes[1] for _, sizes, _ in several)
         sizes = replace(expected.sizes, slots=slots, candidates=most, positives=positives, values=values)
@@ -147,11 +144,11 @@ def test_time_of_an_exchange_by_hand() -> None:
     assert Exchange("x", "gather", 1e9).seconds(cluster) == pytest.approx(1 / 50)
 
 
-def large(folder: Path, **cluster: Any) -> PlanConfig:
+def large(folder: Path, rows: int = 10**9, **cluster: Any) -> PlanConfig:
     """A billion users on 64 GPUs."""
     found = planned_for(config("row_wise"), folder, **({"nodes": 8, "ranks_per_node": 8, "device": "cuda"} | cluster))
     found.model.embedding_dim, found.data.streams, found.data.global_batch_size = 64, 64, 4096
-    found.plan.rows = {"user_id": 10**9}
+    found.plan.rows = {"user_id": rows}
     return found
 
 
@@ -166,29 +163,26 @@ def test_a_billion_rows_are_spread_evenly(prepared: Path) -> None:
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused_and_each_change_offered_fits(prepared: Path) -> None:
-    found = large(prepared, hbm_gib=5.0)
-    with pytest.raises(UserError, match="plan=64 ranks on 8 machines, 320 GiB in all: .* is user_id with 242.1") as refused:
+    found = large(prepared, hbm_gib=20.0, rows=5 * 10**9)
+    with pytest.raises(
+        UserError, match="64 ranks on 8 machines, 1,280 GiB in all: .* is user_id with 1,210.7"
+    ) as refused:
         Planning(found).fitting(found)
     offered = refused.value.remedy.split(": ", 1)[1].split("; or ")
     assert [change.split("=")[0] for change in offered] == ["sharding.host_memory", "plan.nodes", "model.embedding_dim"]
-    register_configs()
     for change in offered:
         changed = overridden(found, change.split())
         assert Planning(changed).fitting(changed).fits, change
-    for change, less in ((offered[1], "nodes"), (offered[2], "dim")):  # and is the smallest of its kind
-        changed = overridden(found, change.split())
-        if less == "nodes":
-            changed.plan.nodes -= 1
-            changed.data.streams = changed.data.global_batch_size = changed.plan.nodes * 8
-        else:
-            changed.model.embedding_dim += 4
-        with pytest.raises(UserError):
+    fewer, wider = (overridden(found, change.split()) for change in offered[1:])  # and is the smallest of its kind
+    fewer.plan.nodes -= 1
+    fewer.data.streams = fewer.data.global_batch_size = fewer.plan.nodes * 8
+    wider.model.embedding_dim += 4
+    for changed in (fewer, wider):
+        with pytest.raises(UserError, match="room for tables"):
             Planning(changed).fitting(changed)
 
 
 def overridden(found: PlanConfig, overrides: list[str]) -> PlanConfig:
-    from omegaconf import OmegaConf
-
     node = OmegaConf.merge(OmegaConf.structured(found), OmegaConf.from_dotlist(overrides))
     changed = OmegaConf.to_object(node)
     assert isinstance(changed, PlanConfig)

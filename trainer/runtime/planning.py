@@ -1,5 +1,6 @@
 """What a training would take of a cluster that is only described, and what to change where it does not fit."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -157,18 +158,16 @@ class Planning:
         found = self._tried(config)
         if found is not None:
             return found
-        cluster = config.plan
-        ranks = cluster.nodes * cluster.ranks_per_node
-        capacity = cluster.hbm_gib * ranks if cluster.device == "cuda" else cluster.host_gib * cluster.nodes
+        cluster, capacity = config.plan, _capacity(config)
         left, blamed = sum((sizes := self.table_bytes(config)).values()), []
         for table, size in sizes.items():
             blamed.append(f"{table} with {size / GIB:,.1f} GiB")
             left -= size
-            if left <= capacity * GIB / 2:
+            if left <= capacity / 2:
                 break
-        changes = self.changes(config)
+        changes, ranks = self.changes(config), cluster.nodes * cluster.ranks_per_node
         raise UserError(
-            "plan", f"{ranks} ranks on {cluster.nodes} machines, {capacity:,.0f} GiB in all",
+            "plan", f"{ranks} ranks on {cluster.nodes} machines, {capacity / GIB:,.0f} GiB in all",
             f"room for tables, layers, activations and exchange; what takes most is {', '.join(blamed)}",
             "any one of these makes it fit: " + "; or ".join(changes) if changes else
             "fewer rows, for no change that was tried makes it fit",
@@ -176,29 +175,31 @@ class Planning:
 
     def changes(self, config: PlanConfig) -> list[str]:
         """Overrides, each of which makes the config fit, found by planning with it; the smallest change first."""
-        tried = []
+        found = []
         if config.plan.device == "cuda" and not config.sharding.host_memory:
-            tried.append(
-                self._fits(config, lambda c: setattr(c.sharding, "host_memory", True), "sharding.host_memory=true")
-            )
-        now = config.plan.nodes
-        nodes = _least(now, now * _MOST_NODES, lambda n: self._tried(_on_nodes(config, n)) is not None)
+            in_host_memory = deepcopy(config)
+            in_host_memory.sharding.host_memory = True
+            if self._tried(in_host_memory) is not None:
+                found.append("sharding.host_memory=true")
+        now, dim = config.plan.nodes, config.model.embedding_dim
+        # so many are needed for the tables alone, however they lie
+        least = math.ceil(sum(self.table_bytes(config).values()) / (_capacity(config) / now))
+        first = max(now + 1, least)
+        nodes = _least(first, max(first, now * _MOST_NODES), lambda n: self._tried(_on_nodes(config, n)) is not None)
         if nodes:
             data = _on_nodes(config, nodes).data
-            tried.append(
-                f"plan.nodes={nodes} data.streams={data.streams} data.global_batch_size={data.global_batch_size}"
-            )
+            batch = f"data.global_batch_size={data.global_batch_size}"
+            found.append(f"plan.nodes={nodes} data.streams={data.streams} {batch}")
         step = 2 * config.model.history.heads if config.model.history.encoder == "transformer" else 4
-        smaller = config.model.embedding_dim // step - 1
-        dims = _least(0, smaller, lambda n: self._tried(_narrower(config, (smaller + 1 - n) * step)) is not None)
-        if dims:
-            tried.append(f"model.embedding_dim={(smaller + 1 - dims) * step}")
-        return [change for change in tried if change]
-
-    def _fits(self, config: PlanConfig, change: Callable[[PlanConfig], None], told: str) -> str | None:
-        changed = deepcopy(config)
-        change(changed)
-        return told if self._tried(changed) is not None else None
+        less = (dim - 1) // step
+        by = (
+            _least(1, less, lambda n: self._tried(_narrower(config, (less + 1 - n) * step)) is not None)
+            if less
+            else None
+        )
+        if by:
+            found.append(f"model.embedding_dim={(less + 1 - by) * step}")
+        return found
 
     def _tried(self, config: PlanConfig) -> ClusterPlan | None:
         try:
@@ -211,14 +212,17 @@ class Planning:
         return found if found.fits else None
 
 
-def _least(above: int, most: int, holds: Callable[[int], bool]) -> int | None:
-    """The least number in (above, most] for which it holds, if it does for all from there on."""
-    if most <= above or not holds(most):
-        return None
-    while most - above > 1:
-        middle = (above + most) // 2
-        above, most = (above, middle) if holds(middle) else (middle, most)
-    return most
+def _least(first: int, most: int, holds: Callable[[int], bool]) -> int | None:
+    """The least number in [first, most] for which it holds, if it does for all from there on."""
+    below, reach = first - 1, first
+    while not holds(reach):
+        if reach == most:
+            return None
+        below, reach = reach, min(most, first + 2 * (reach - first) + 1)
+    while reach - below > 1:
+        middle = (below + reach) // 2
+        below, reach = (below, middle) if holds(middle) else (middle, reach)
+    return reach
 
 
 def _on_nodes(config: PlanConfig, nodes: int) -> PlanConfig:
@@ -229,6 +233,14 @@ def _on_nodes(config: PlanConfig, nodes: int) -> PlanConfig:
     changed.plan.nodes, changed.data.streams = nodes, streams
     changed.data.global_batch_size = -(-config.data.global_batch_size // streams) * streams
     return changed
+
+
+def _capacity(config: PlanConfig) -> float:
+    """Bytes that tables may be spread over."""
+    cluster = config.plan
+    if cluster.device == "cpu":
+        return cluster.host_gib * cluster.nodes * GIB
+    return cluster.hbm_gib * cluster.nodes * cluster.ranks_per_node * GIB
 
 
 def _narrower(config: PlanConfig, dim: int) -> PlanConfig:
