@@ -155,7 +155,7 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
         "batches": (2.0 if on_gpu else DEPTH + 2.0) * sizes.batch_bytes,
         # of all ranks' bags on the way there, of one's own on the way back, and a gradient of each
         "looked-up embeddings": 2.0 * FLOAT * (ranks * bags + received),
-        "towers, for their backward": 1.5 * sizes.activation_bytes,
+        "towers, kept and their gradients": 2.0 * sizes.activation_bytes,
         # gathered, their gradient, the same times the loss's, and a chunk of logits
         "candidates and logits": FLOAT
         * (everyone * (3 * dim + 16) + 3 * sizes.queries * dim * sizes.interests + logits)
