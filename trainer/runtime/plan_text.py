@@ -2,6 +2,9 @@
 
 from trainer.runtime.planning import GIB, ClusterPlan
 
+MEASURED = "CPU ranks took 1 to 8 % more"
+"""Than is planned: benchmarks/plan.py."""
+
 
 def told(plan: ClusterPlan) -> str:
     """Tables, memory, exchange and time; the last lines say the sum of each."""
@@ -19,7 +22,7 @@ def told(plan: ClusterPlan) -> str:
                      f"{len(held):>6}{max(held):>14,}{(table.weights(most) + table.state(most)) / GIB:>12.3f}"
                      f"{table.on_host(most) / GIB:>10.3f}")  # fmt: skip
     where = "a rank" if on_cpu else "a GPU"
-    lines += ["", f"memory of {where}, on the rank that holds most, as if all were there at once"]
+    lines += ["", f"memory of {where}, on the rank that holds most, as if all were there at once ({MEASURED})"]
     lines += [f"    {name:44}{_size(value):>12}" for name, value in plan.memory.items()]
     lines += ["", "memory of a machine" + (", all its ranks" if on_cpu else "'s host")]
     lines += [f"    {name:44}{_size(value):>12}" for name, value in plan.host.items() if value]
