@@ -28,7 +28,7 @@ _PROCESS = 1.0 * GIB
 _CONTEXT = 2.0 * GIB
 """Of a GPU's memory, which CUDA, NCCL and gaps between what is allocated take: an assumption."""
 KEPT_FREE = 0.1
-"""Share of a device's memory that a plan leaves: CPU ranks took up to so much more than planned (benchmarks/plan.py)."""
+"""Share of memory that a plan leaves: CPU ranks took up to so much more than planned (benchmarks/plan.py)."""
 _MOST_NODES = 64
 """Times as many as asked about, which are tried."""
 
