@@ -2,7 +2,7 @@
 
 python benchmarks/plan.py OUT           makes up data in OUT, then trains some steps with 1 and 10 million users' rows
 
-Both are what is added to a base process: one that trains likewise, with a thousand rows and small batches.
+Both are what is added to a base process: one that trains likewise, with 60,000 rows and batches of 64.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from trainer.runtime.sharding import shard
 from trainer.runtime.step_sizes import with_rows
 
 STEPS = 10
-BASE = 1_000, 64
+BASE = 60_000, 64
 CASES = [(ranks, rows, batch) for ranks in (1, 2) for rows in (1_000_000, 10_000_000) for batch in (1024, 8192)]
 
 

@@ -18,7 +18,15 @@ from trainer.data.row_groups import open_events, open_sequences
 from trainer.data.schema import read_schema
 from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower, make_model
-from trainer.runtime.placement import SHARDERS, Cluster, check_tables, fuse_optimizer, make_planner, planned
+from trainer.runtime.placement import (
+    SHARDERS,
+    SHARE_KEPT_FREE,
+    Cluster,
+    check_tables,
+    fuse_optimizer,
+    make_planner,
+    planned,
+)
 from trainer.runtime.step_costs import FLOAT, Exchange, PlacedTable, exchanges, memory, seconds
 from trainer.runtime.step_sizes import StepSizes, step_sizes, with_rows
 
@@ -27,8 +35,6 @@ _PROCESS = 1.0 * GIB
 """Of the host's memory, which a rank takes for its libraries: 0.6 measured on the CPU; CUDA's take more."""
 _CONTEXT = 2.0 * GIB
 """Of a GPU's memory, which CUDA, NCCL and gaps between what is allocated take: an assumption."""
-KEPT_FREE = 0.1
-"""Share of memory that a plan leaves: CPU ranks took up to so much more than planned (benchmarks/plan.py)."""
 _MOST_NODES = 64
 """Times as many as asked about, which are tried."""
 
@@ -61,8 +67,8 @@ class ClusterPlan:
     def fits(self) -> bool:
         """Whether every rank and every machine has room for all of it, and some to spare."""
         cluster = self.config.plan
-        device = cluster.device == "cpu" or sum(self.memory.values()) <= (1 - KEPT_FREE) * cluster.hbm_gib * GIB
-        return device and sum(self.host.values()) <= (1 - KEPT_FREE) * cluster.host_gib * GIB
+        device = cluster.device == "cpu" or sum(self.memory.values()) <= (1 - SHARE_KEPT_FREE) * cluster.hbm_gib * GIB
+        return device and sum(self.host.values()) <= (1 - SHARE_KEPT_FREE) * cluster.host_gib * GIB
 
 
 class Planning:
@@ -76,9 +82,10 @@ class Planning:
     """
 
     def __init__(self, config: PlanConfig) -> None:
-        self._schema = with_rows(read_schema(config.data.dir), config.plan.rows)
+        self._data = read_schema(config.data.dir)
+        self._schema = with_rows(self._data, config.plan.rows)
         self._features = self._schema.select(config.model.query.features, config.model.candidate.features)
-        self._catalog = Catalog(config.data.dir, self._schema)
+        self._catalog = Catalog(config.data.dir, self._data)
         check_negatives(config.model.loss, len(self._catalog))
         tables = {feature.table for feature in self._features if feature.is_sparse}
         for table in config.plan.rows:
@@ -95,12 +102,13 @@ class Planning:
         ranks, dim, on_cpu = plan.nodes * plan.ranks_per_node, config.model.embedding_dim, plan.device == "cpu"
         at_once = check_batch_size(config.data, ranks)
         tables = self.place(config, at_once)
-        assembler = BatchAssembler(self._schema, self._features, self._catalog, config.model, config.run.seed)
+        in_data = self._data.select(config.model.query.features, config.model.candidate.features)
+        assembler = BatchAssembler(self._data, in_data, self._catalog, config.model, config.run.seed)
         columns = assembler.columns(config.data.layout)
         if config.data.layout == "sequence":
-            files = open_sequences(config.data.dir, self._schema, columns)
+            files = open_sequences(config.data.dir, self._data, columns)
         else:
-            files = open_events(config.data.dir, self._schema, "train", columns)
+            files = open_events(config.data.dir, self._data, "train", columns)
         all_distinct = self._schema.item_id.table in plan.rows
         sizes = step_sizes(config, self._schema, self._features, assembler, files, at_once, ranks, all_distinct)
         held = memory(sizes, tables, ranks, dim, plan.device)

@@ -153,8 +153,8 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
         "their optimizer's state": sum(table.state(rank) for table in tables),
         "layers, gradients, AdamW": 4.0 * FLOAT * sum(sizes.dense_parameters),
         "batches": (2.0 if on_gpu else DEPTH + 2.0) * sizes.batch_bytes,
-        # of all ranks' bags on the way there, of one's own on the way back, and a gradient of each
-        "looked-up embeddings": 2.0 * FLOAT * (ranks * bags + received),
+        # bags of all ranks and their gradient, which gloo copies; received, averaged, side by side, and their gradient
+        "looked-up embeddings": FLOAT * ((2.0 if on_gpu else 3.0) * (ranks * bags) + 4.0 * received),
         "towers, kept and their gradients": 2.0 * sizes.activation_bytes,
         # gathered, their gradient, the same times the loss's, and a chunk of logits
         "candidates and logits": FLOAT
