@@ -189,31 +189,34 @@ class Planning:
         if config.plan.device == "cuda" and not config.sharding.host_memory:
             in_host_memory = deepcopy(config)
             in_host_memory.sharding.host_memory = True
-            if self._tried(in_host_memory) is not None:
+            if self._would_fit(in_host_memory):
                 found.append("sharding.host_memory=true")
         now, dim = config.plan.nodes, config.model.embedding_dim
         # so many are needed for the tables alone, however they lie
         least = math.ceil(sum(self.table_bytes(config).values()) / (_capacity(config) / now))
         first = max(now + 1, least)
-        nodes = _least(first, max(first, now * _MOST_NODES), lambda n: self._tried(_on_nodes(config, n)) is not None)
+        nodes = _least(first, max(first, now * _MOST_NODES), lambda n: self._would_fit(_on_nodes(config, n)))
         if nodes:
             data = _on_nodes(config, nodes).data
             batch = f"data.global_batch_size={data.global_batch_size}"
             found.append(f"plan.nodes={nodes} data.streams={data.streams} {batch}")
         step = 2 * config.model.history.heads if config.model.history.encoder == "transformer" else 4
         less = (dim - 1) // step
-        by = (
-            _least(1, less, lambda n: self._tried(_narrower(config, (less + 1 - n) * step)) is not None)
-            if less
-            else None
-        )
+        by = _least(1, less, lambda n: self._would_fit(_narrower(config, (less + 1 - n) * step))) if less else None
         if by:
             found.append(f"model.embedding_dim={(less + 1 - by) * step}")
         return found
 
+    def _would_fit(self, changed: PlanConfig) -> bool:
+        """Whether it does; a change that the model or the data does not allow does not."""
+        try:
+            check_train_config(changed)
+            return self._tried(changed) is not None
+        except UserError:
+            return False
+
     def _tried(self, config: PlanConfig) -> ClusterPlan | None:
         try:
-            check_train_config(config)
             found = self.plan(config)
         except UserError as error:
             if error.field != "sharding":
