@@ -32,7 +32,7 @@ from trainer.runtime.step_sizes import StepSizes, step_sizes, with_rows
 
 GIB = 1 << 30
 _PROCESS = 1.0 * GIB
-"""Of the host's memory, which a rank takes for its libraries: 0.4 measured on the CPU, files mapped aside; CUDA's take more."""
+"""Of the host's memory, which a rank takes for its libraries: 0.4 measured on the CPU; CUDA's take more."""
 _CONTEXT = 2.0 * GIB
 """Of a GPU's memory, which CUDA, NCCL and gaps between what is allocated take: an assumption."""
 _MOST_NODES = 64
