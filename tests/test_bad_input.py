@@ -23,6 +23,7 @@ from trainer.config import (
     EvaluateConfig,
     ExportConfig,
     IndexConfig,
+    PlanConfig,
     PrepareConfig,
     QueryTowerConfig,
     RecommendConfig,
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[type, list[str], Callable[[Any], None] | None]] = {
     "query_tower": (QueryTowerConfig, ["run.dir=r"], checks.check_query_tower_config),
     "recommend": (RecommendConfig, ["run.dir=r", "recommend.user=1"], checks.check_recommend_config),
     "replay": (ReplayConfig, ["run.dir=r"], checks.check_replay_config),
+    "plan": (PlanConfig, ["data.dir=d"], checks.check_plan_config),
 } | {f"prepare {source}": (PrepareConfig, [f"data={source}"], None) for source in SOURCES}
 
 
@@ -216,6 +218,7 @@ def test_out_of_memory_is_told_with_what_to_lower(capsys: pytest.CaptureFixture[
         ("query_tower", ["run.dir={link}"]),
         ("recommend", ["run.dir={folder}", "recommend.user=1"]),
         ("replay", ["run.dir={link}"]),
+        ("plan", ["data.dir={link}"]),
     ],
 )
 def test_a_file_or_nothing_in_the_place_of_a_folder(tmp_path: Path, command: str, overrides: list[str]) -> None:

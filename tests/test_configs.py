@@ -20,6 +20,7 @@ from trainer.config import (
     ForeignConfig,
     IndexConfig,
     LossConfig,
+    PlanConfig,
     PrepareConfig,
     QueryTowerConfig,
     RecommendConfig,
@@ -32,7 +33,7 @@ from trainer.errors import UserError
 
 KINDS = {"prepare": PrepareConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig,
          "query_tower": QueryTowerConfig, "index": IndexConfig, "recommend": RecommendConfig,
-         "replay": ReplayConfig}  # fmt: skip
+         "replay": ReplayConfig, "plan": PlanConfig}  # fmt: skip
 REQUIRED = {
     "prepare": ["data.dir=out", "data.source=in"],
     "train": ["data.dir=in", "run.dir=out"],
@@ -42,6 +43,7 @@ REQUIRED = {
     "index": ["run.dir=out"],
     "recommend": ["run.dir=out"],
     "replay": ["run.dir=out", "replay.rows=in"],
+    "plan": ["data.dir=in"],
 }
 
 
@@ -62,7 +64,7 @@ def test_no_shipped_yaml_is_left_out_here() -> None:
     assert {path.stem for path in Path(CONFIG_DIR).glob("*.yaml")} == {*KINDS, "command"}
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export", "query_tower", "replay"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "export", "query_tower", "replay", "plan"])
 def test_commands_compose_to_their_dataclass(command: str) -> None:
     assert isinstance(typed(compose(command, REQUIRED[command]), KINDS[command]), KINDS[command])
 
@@ -94,6 +96,7 @@ def test_every_experiment_composes_and_divides_over_ranks(experiment: str) -> No
     ("command", "typo"),
     [("train", "run.epoch=3"), ("train", "model.embeding_dim=8"), ("train", "data.batch=9"),
      ("evaluate", "evaluate.ks=[1]"), ("export", "export.sid=item"), ("replay", "replay.row=x"),
+     ("plan", "plan.node=9"),
      ("prepare", "data.splitt=x")],
 )  # fmt: skip
 def test_a_misspelt_override_is_refused_by_name(command: str, typo: str) -> None:

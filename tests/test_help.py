@@ -13,7 +13,17 @@ from trainer.config import TrainConfig
 from trainer.config.help import documentation_of
 
 CONFIGS = [kind for _, kind in inspect.getmembers(trainer.config, is_dataclass)]
-COMMANDS = ["prepare data=movielens", "train", "evaluate", "export", "query_tower", "index", "recommend", "replay"]
+COMMANDS = [
+    "prepare data=movielens",
+    "train",
+    "evaluate",
+    "export",
+    "query_tower",
+    "index",
+    "recommend",
+    "replay",
+    "plan",
+]
 
 
 @pytest.mark.parametrize("kind", CONFIGS, ids=lambda kind: kind.__name__)

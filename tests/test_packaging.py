@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # prepare has no default for what it reads.
-COMMANDS = {"prepare": ["data=movielens"], "train": [], "evaluate": [], "export": [], "query_tower": [], "replay": []}
+COMMANDS = {"prepare": ["data=movielens"], "train": [], "evaluate": [], "export": [], "query_tower": [], "replay": [],
+            "plan": []}  # fmt: skip
 
 
 def run(*command: str | Path, cwd: Path) -> str:

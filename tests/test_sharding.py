@@ -13,8 +13,9 @@ from trainer.config import ShardingConfig, TrainConfig
 from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower
 from trainer.runtime.initialization import initialize_rows
+from trainer.runtime.placement import check_tables, offered_types
 from trainer.runtime.processes import Processes
-from trainer.runtime.sharding import check_tables, offered_types, sharded_rows
+from trainer.runtime.sharding import sharded_rows
 
 STEPS = 6
 

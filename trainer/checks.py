@@ -10,6 +10,7 @@ from trainer.config import (
     IndexConfig,
     LossConfig,
     ModelConfig,
+    PlanConfig,
     QueryTowerConfig,
     RecommendConfig,
     ReplayConfig,
@@ -263,6 +264,23 @@ def check_replay_config(config: ReplayConfig) -> None:
     """Raises a UserError for a value that is out of range."""
     check_threads(config.run.threads)
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
+
+
+def check_plan_config(config: PlanConfig) -> None:
+    """Raises a UserError for a value of the training or of the cluster that is out of range."""
+    check_train_config(config)
+    plan = config.plan
+    require_one_of("plan.device", plan.device, ("cuda", "cpu"))
+    for name in ("nodes", "ranks_per_node", "hbm_gib", "host_gib", "intra_gb_s", "inter_gb_s", "memory_gb_s",
+                 "host_gb_s", "tflops"):  # fmt: skip
+        require_positive(f"plan.{name}", getattr(plan, name))
+    for name in ("collective_us", "fixed_ms"):
+        if getattr(plan, name) < 0:
+            raise UserError(f"plan.{name}", getattr(plan, name), "0 or more", f"set plan.{name}=0")
+    if not 0 < plan.efficiency <= 1:
+        raise UserError("plan.efficiency", plan.efficiency, "a share in (0, 1]", "set plan.efficiency=0.5")
+    for table, rows in plan.rows.items():
+        require_positive(f"plan.rows.{table}", rows)
 
 
 def check_query_tower_config(config: QueryTowerConfig) -> None:

@@ -27,6 +27,7 @@ from trainer.config.index import (
     RecommendConfig,
     ServedRunConfig,
 )
+from trainer.config.plan import ClusterConfig, PlanConfig
 from trainer.config.prepare import (
     CiteULikeConfig,
     ColumnsConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "CONFIG_DIR",
     "CheckpointConfig",
     "CiteULikeConfig",
+    "ClusterConfig",
     "ColumnsConfig",
     "EmbeddingExportConfig",
     "EvaluateConfig",
@@ -73,6 +75,7 @@ __all__ = [
     "ModelConfig",
     "MovieLensConfig",
     "OptimizerConfig",
+    "PlanConfig",
     "PrepareConfig",
     "PreparedConfig",
     "QueryTowerConfig",

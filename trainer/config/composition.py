@@ -14,6 +14,7 @@ from yaml import YAMLError
 from trainer.config.evaluate import EvaluateConfig, ExportConfig, ReplayConfig
 from trainer.config.help import documented_fields
 from trainer.config.index import IndexConfig, RecommendConfig
+from trainer.config.plan import PlanConfig
 from trainer.config.prepare import (
     CiteULikeConfig,
     ForeignConfig,
@@ -34,7 +35,7 @@ CONFIG_DIR = str(_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.pare
 
 Config = TypeVar(
     "Config", PrepareConfig, TrainConfig, EvaluateConfig, ExportConfig, QueryTowerConfig, IndexConfig, RecommendConfig,
-    ReplayConfig,
+    ReplayConfig, PlanConfig,
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def register_configs() -> None:
     store.store(name="index_schema", node=IndexConfig)
     store.store(name="recommend_schema", node=RecommendConfig)
     store.store(name="replay_schema", node=ReplayConfig)
+    store.store(name="plan_schema", node=PlanConfig)
     store.store(group="data", name="movielens_schema", node=MovieLensConfig)
     store.store(group="data", name="tabular_schema", node=TabularConfig)
     store.store(group="data", name="user_item_lists_schema", node=UserItemListsConfig)

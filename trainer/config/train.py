@@ -155,6 +155,9 @@ class ShardingConfig:
     """Of the categoricals' tables; null leaves it to the planner."""
     tables: dict[str, str] = field(default_factory=dict)
     """Of a single table, by name, where the two above do not suit."""
+    host_memory: bool = False
+    """Whether tables that GPUs cannot hold may lie in the host's memory, with a fifth of their rows cached on the GPU
+    (UVM caching): many times slower for rows that are not."""
 
 
 @dataclass

@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 # Q queries of this rank, C of them in a chunk; P positives of theirs, p of them in a chunk; W ranks, D embedding dim,
 # N columns: the distinct items of each rank's batch, over all ranks
 
+LOGITS_ON_A_CPU = 1 << 21
+"""Held at once, which stay in its cache: 8 MB."""
 _LEAST = -1e38
 """Stands for the largest of no logits: finite, so that nothing is taken off infinity."""
 
@@ -80,7 +82,7 @@ class Workspace:
             a GPU wants some 64 million to be busy.
     """
 
-    def __init__(self, logits_at_once: int = 1 << 21) -> None:
+    def __init__(self, logits_at_once: int = LOGITS_ON_A_CPU) -> None:
         self._logits_at_once = logits_at_once
         self._memory = torch.empty(0)
 

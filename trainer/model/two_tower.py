@@ -50,6 +50,8 @@ class TwoTower(nn.Module):
         self.id_tables = frozenset(f.table for f in features if f.kind in ("id", "history", "audience"))
         is_weighted = any(feature.weighted for feature in looked_up)
         self.averaged_tables = frozenset(f.table for f in looked_up if f.is_list and not is_weighted)
+        longest = {feature.name: float(feature.length if feature.is_list else 1) for feature in looked_up}
+        self.most_values = {table.name: [longest[name] for name in table.feature_names] for table in tables}
         self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device("meta"), is_weighted=is_weighted)
         self.query_tower, self.candidate_tower = (
             Tower(side, [feature for feature in features if feature.side == side], widths, tower,

@@ -28,11 +28,12 @@ from trainer.runtime.differences import Trained
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.heartbeat import Heartbeat
 from trainer.runtime.module import RetrievalModule
+from trainer.runtime.placement import check_tables
 from trainer.runtime.processes import Processes, find_processes, joined
 from trainer.runtime.quiet import quieten_libraries
 from trainer.runtime.resume import checkpoint_to_resume
 from trainer.runtime.saving import Saving
-from trainer.runtime.sharding import check_tables, shard, sharded_rows
+from trainer.runtime.sharding import shard, sharded_rows
 from trainer.runtime.signals import Signals
 from trainer.runtime.start import Start, open_start
 from trainer.runtime.strategy import ShardedStrategy
