@@ -18,7 +18,6 @@ from trainer.runtime.initialization import initialize_rows
 from trainer.runtime.placement import SHARDERS, Cluster, fuse_optimizer, make_planner, planned
 from trainer.runtime.processes import Processes
 
-
 OUTSIDE_FORWARD = "temperature.place"
 """The one parameter that the module's forward pass does not use."""
 
