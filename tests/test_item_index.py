@@ -124,6 +124,10 @@ def test_an_index_that_cannot_be_read(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "index" / "index.json").write_text(json.dumps(facts | {"num_items": 7}))
     with pytest.raises(UserError, match="1000 entries, 1000 ids"):
         ItemIndex(tmp_path / "index")
+    for damaged in ("[1]", "3", json.dumps({name: facts[name] for name in facts if name != "model"}), ""):
+        (tmp_path / "index" / "index.json").write_text(damaged)
+        with pytest.raises(UserError, match="an index that can be read"):
+            ItemIndex(tmp_path / "index")
     (tmp_path / "index" / "items.faiss").write_bytes(b"nothing")
     with pytest.raises(UserError, match="an index that can be read"):
         ItemIndex(tmp_path / "index")

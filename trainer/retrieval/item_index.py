@@ -54,7 +54,9 @@ class ItemIndex:
             self._index = faiss.read_index(str(path / INDEX))
             if not self._index.ntotal == len(self._ids) == self.facts["num_items"]:
                 raise ValueError(f"{self._index.ntotal} entries, {len(self._ids)} ids")
-        except (OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
+            if "model" not in self.facts:
+                raise ValueError(f"{FACTS} does not say of which model")
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException) as error:
             raise UserError("folder", path, f"an index that can be read ({error})",
                             "build it with trainer.index, or name another") from None  # fmt: skip
 
