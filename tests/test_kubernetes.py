@@ -25,21 +25,36 @@ def documents(manifest: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((REPOSITORY / "launch" / manifest).read_text()))
 
 
-def replicated_jobs() -> list[dict[str, Any]]:
-    """Of both workloads that are made of Jobs."""
-    [jobset] = documents("jobset.yaml")
-    runtime, _ = documents("trainjob.yaml")
-    return [*jobset["spec"]["replicatedJobs"], *runtime["spec"]["template"]["spec"]["replicatedJobs"]]
+def jobs(manifest: str) -> dict[str, dict[str, Any]]:
+    """Specs of the Jobs in it by name, those of a JobSet and of a runtime of Trainer, which is one, too."""
+    found = {}
+    for document in documents(manifest):
+        spec = document["spec"]
+        match document["kind"]:
+            case "Job":
+                found[document["metadata"]["name"]] = spec
+            case "JobSet":
+                found |= {job["name"]: job["template"]["spec"] for job in spec["replicatedJobs"]}
+            case "TrainingRuntime":
+                found |= {job["name"]: job["template"]["spec"] for job in spec["template"]["spec"]["replicatedJobs"]}
+    return found
 
 
-@pytest.mark.parametrize("version", ["1.29", "1.31", "1.33", "1.35", "1.37"])
+def pods(manifest: str) -> dict[str, dict[str, Any]]:
+    """Specs of the pods of each."""
+    return {name: job["template"]["spec"] for name, job in jobs(manifest).items()}
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
 def test_what_kubernetes_itself_knows_is_as_its_schemas_say(version: str) -> None:
     """Strictly: no field that there is not. The Jobs in other workloads too."""
-    for document in documents("kubernetes.yaml") + documents("kubernetes_results.yaml"):
-        kubernetes_validate.validate(document, version, strict=True)
-    for job in replicated_jobs():
-        alone = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}}
-        kubernetes_validate.validate(alone | {"spec": job["template"]["spec"]}, version, strict=True)
+    for manifest in ("kubernetes.yaml", "kubernetes_results.yaml"):
+        for document in documents(manifest):
+            kubernetes_validate.validate(document, version, strict=True)
+    for manifest in ("jobset.yaml", "trainjob.yaml"):
+        for name, spec in jobs(manifest).items():
+            job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}, "spec": spec}
+            kubernetes_validate.validate(job, version, strict=True)
 
 
 @pytest.mark.parametrize("manifest", ["jobset.yaml", "trainjob.yaml"])
@@ -65,10 +80,8 @@ def dropped(given: Any, taken: Any, place: str = "") -> list[str]:
 
 def test_no_manifest_says_anything_of_the_model() -> None:
     """Topology only, and where data and runs are."""
-    specs = [job["template"]["spec"]["template"]["spec"] for job in replicated_jobs()]
-    for document in documents("kubernetes.yaml")[1:] + documents("kubernetes_results.yaml"):
-        specs.append(document["spec"]["template"]["spec"])
-    for spec in specs:
+    manifests = ("kubernetes.yaml", "kubernetes_results.yaml", "jobset.yaml", "trainjob.yaml")
+    for spec in [pod for manifest in manifests for pod in pods(manifest).values()]:
         [container] = spec["containers"]
         script, _, *overrides = container["args"]
         assert script == "launch/torchrun.sh"
@@ -115,23 +128,10 @@ CPU = {"NPROC_PER_NODE": "1"}
 needs_pods = pytest.mark.skipif(unable() is not None, reason=str(unable()))
 
 
-def pod_of(manifest: str, name: str) -> dict[str, Any]:
-    for document in documents(manifest):
-        jobs = document["spec"].get("replicatedJobs") or document["spec"].get("template", {}).get("spec", {}).get(
-            "replicatedJobs", []
-        )
-        for job in jobs:
-            if job["name"] == name:
-                return job["template"]["spec"]["template"]["spec"]
-        if document["kind"] == "Job" and document["metadata"]["name"] == name:
-            return document["spec"]["template"]["spec"]
-    raise AssertionError(f"{manifest} has no {name}")
-
-
 @pytest.mark.cluster
 @needs_pods
 def test_an_indexed_job_trains_is_evicted_goes_on_and_others_follow(storage: Path) -> None:
-    spec = pod_of("kubernetes.yaml", "two-tower-train")
+    spec = pods("kubernetes.yaml")["two-tower-train"]
     names = ["two-tower-train-0", "two-tower-train-1"]
     training, run_dir = Workload(spec, names, "two-tower-train", storage, **CPU), storage / "runs" / "first"
     running = training.start()
@@ -143,7 +143,7 @@ def test_an_indexed_job_trains_is_evicted_goes_on_and_others_follow(storage: Pat
     assert "goes on from /storage/runs/first/checkpoints" in training.log.read_text()
     for command in ("evaluate", "export"):
         name = f"two-tower-{command}"
-        Workload(pod_of("kubernetes_results.yaml", name), [name], "", storage, **CPU).succeed()
+        Workload(pods("kubernetes_results.yaml")[name], [name], "", storage, **CPU).succeed()
     assert_results(run_dir)
 
 
@@ -151,10 +151,10 @@ def test_an_indexed_job_trains_is_evicted_goes_on_and_others_follow(storage: Pat
 @needs_pods
 def test_a_jobset_trains_then_evaluates_and_exports(storage: Path) -> None:
     names = ["two-tower-train-0-0", "two-tower-train-0-1"]
-    Workload(pod_of("jobset.yaml", "train"), names, "two-tower", storage, **CPU).succeed()
+    Workload(pods("jobset.yaml")["train"], names, "two-tower", storage, **CPU).succeed()
     for name in ("evaluate", "export"):
         pod = f"two-tower-{name}-0-0"
-        Workload(pod_of("jobset.yaml", name), [pod], "two-tower", storage, **CPU).succeed()
+        Workload(pods("jobset.yaml")[name], [pod], "two-tower", storage, **CPU).succeed()
     assert_results(storage / "runs" / "first")
 
 
@@ -162,7 +162,7 @@ def test_a_jobset_trains_then_evaluates_and_exports(storage: Path) -> None:
 @needs_pods
 def test_a_trainjob_trains(storage: Path) -> None:
     """Its place comes from Kubeflow Trainer's own variables, its arguments from the job instead of the runtime."""
-    spec = pod_of("trainjob.yaml", "node")
+    spec = pods("trainjob.yaml")["node"]
     _, job = documents("trainjob.yaml")
     spec["containers"][0]["args"] = job["spec"]["trainer"]["args"]
     names = [f"two-tower-train-node-0-{place}" for place in range(job["spec"]["trainer"]["numNodes"])]
