@@ -69,7 +69,7 @@ class Cluster:
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, number: str, met: Callable[[dict[str, str]], object], seconds: float = 240) -> dict[str, str]:
+    def wait(self, number: str, met: Callable[[dict[str, str]], object], seconds: float = 480) -> dict[str, str]:
         """A job once it is as wanted."""
         deadline = time.monotonic() + seconds
         while not met(job := self.job(number)):

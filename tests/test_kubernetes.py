@@ -120,7 +120,7 @@ class Workload:
         return [pod.start(self.log) for pod in self.pods]
 
     def succeed(self) -> None:
-        assert [each.wait(timeout=240) for each in self.start()] == [0] * len(self.pods), self.log.read_text()[-5000:]
+        assert [each.wait(timeout=480) for each in self.start()] == [0] * len(self.pods), self.log.read_text()[-5000:]
 
 
 CPU = {"NPROC_PER_NODE": "1"}
@@ -129,6 +129,7 @@ needs_pods = pytest.mark.skipif(unable() is not None, reason=str(unable()))
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(1500)
 @needs_pods
 def test_an_indexed_job_trains_is_evicted_goes_on_and_others_follow(storage: Path) -> None:
     spec = pods("kubernetes.yaml")["two-tower-train"]
@@ -148,6 +149,7 @@ def test_an_indexed_job_trains_is_evicted_goes_on_and_others_follow(storage: Pat
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(1500)
 @needs_pods
 def test_a_jobset_trains_then_evaluates_and_exports(storage: Path) -> None:
     names = ["two-tower-train-0-0", "two-tower-train-0-1"]
@@ -159,6 +161,7 @@ def test_a_jobset_trains_then_evaluates_and_exports(storage: Path) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(1500)
 @needs_pods
 def test_a_trainjob_trains(storage: Path) -> None:
     """Its place comes from Kubeflow Trainer's own variables, its arguments from the job instead of the runtime."""
@@ -180,7 +183,7 @@ def assert_results(run_dir: Path) -> None:
 
 
 def wait_until(met: Callable[[], object], running: list[subprocess.Popen[bytes]], log: Path) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while not met():
         assert all(pod.poll() is None for pod in running) and time.monotonic() < deadline, log.read_text()[-5000:]
         time.sleep(0.02)
