@@ -17,7 +17,11 @@ from tests.contents import assert_same_contents
 from tests.hosts import Host, two_hosts, unable
 from trainer.runtime import checkpoint
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.skipif(unable() is not None, reason=str(unable()))]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(unable() is not None, reason=str(unable())),
+]
 
 SETTINGS = ("data.global_batch_size=128", "run.validation_batch_size_per_rank=16", "run.monitor=val/recall@10",
             "run.log_every=1", "run.epochs=2", "run.patience=100", "run.checkpoint_every_steps=10",
