@@ -67,10 +67,10 @@ for name in TERM USR1; do
     # shellcheck disable=SC2064 # the process is known by now
     trap "kill -$name $torchrun" "$name"
 done
-status=0
 while kill -0 "$torchrun" 2>/dev/null; do # a signal ends wait before torchrun has ended
-    wait "$torchrun" && status=0 || status=$?
+    wait "$torchrun" || true
 done
+wait "$torchrun" && status=0 || status=$?
 if [[ $status != 0 && -s $TRAINER_PREEMPTED_NOTE ]]; then
     status=75
 fi

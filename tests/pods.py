@@ -82,7 +82,7 @@ class Pod:
         # scripts of the environment name their Python by its place, so it is there as well
         bound = [f"{REPOSITORY}:{_WORKDIR}", f"{sys.prefix}:{_VENV}", f"{sys.prefix}:{sys.prefix}"]
         bound += [f"{self.volumes[mount['name']]}:{mount['mountPath']}" for mount in container["volumeMounts"]]
-        scratch = Path(tempfile.mkdtemp(prefix="pod-"))
+        scratch = Path(tempfile.mkdtemp(prefix="pod-", dir=log.parent))
         for name in ("root", "upper"):
             (scratch / name).mkdir()
         hosts = scratch / "hosts"
