@@ -12,6 +12,7 @@ from trainer.config import ModelConfig
 from trainer.data.assembly import BatchAssembler
 from trainer.data.catalog import Catalog
 from trainer.data.catalog_file import write_catalog
+from trainer.data.footers import footer_checksums
 from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, VALIDATION_COUNT, Feature, Schema
 from trainer.errors import UserError
 
@@ -135,6 +136,21 @@ def test_a_file_that_is_missing_or_cut_is_named(prepared: Path, tmp_path: Path) 
     (tmp_path / "catalog.arrow").write_bytes((prepared / "catalog.arrow").read_bytes()[:-30])
     with pytest.raises(UserError, match=r"expected a readable catalog.arrow"):
         Catalog(tmp_path, SCHEMA)
+
+
+def test_another_catalogue_that_would_do_as_well_is_noticed(prepared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(prepared, tmp_path / "copy")
+    schema = replace(SCHEMA, footers=footer_checksums(folder))
+    Catalog(folder, schema)
+    turned = table_of(folder / "catalog.arrow").combine_chunks()
+    turned = turned.set_column(
+        turned.schema.get_field_index("text"), "text", turned["text"].take(pa.array(range(ITEMS)[::-1]))
+    )
+    write_catalog(tmp_path / "catalog.arrow", batches(turned, ITEMS))
+    (tmp_path / "catalog.arrow").rename(folder / "catalog.arrow")
+    Catalog(folder, replace(SCHEMA, footers={}))
+    with pytest.raises(UserError, match=r"catalog.arrow=damaged or another: expected the file that was written"):
+        Catalog(folder, schema)
 
 
 def test_weights_of_another_number_than_the_values_are_refused(prepared: Path, tmp_path: Path) -> None:

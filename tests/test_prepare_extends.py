@@ -1,6 +1,7 @@
 import shutil
 import statistics
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.shop import Columns, candidate, catalog, events_of, prepare_shop, query, rows, vocabulary
 from trainer.config import FeatureConfig
-from trainer.data.schema import Schema
+from trainer.data.schema import Schema, read_schema
 from trainer.errors import UserError
 
 DAY = 86_400
@@ -169,6 +170,15 @@ def test_a_folder_that_is_not_prepared_or_damaged_is_refused(tmp_path: Path, old
         prepare_days(tmp_path / "new", events_of(1), tmp_path)
     shutil.copytree(old, tmp_path / "old")
     path = tmp_path / "old/out/vocabulary/brand.parquet"
+    others = pq.read_table(path)
+    others = others.set_column(0, "id", others["id"].take(pa.array(range(len(others))[::-1])))
+    intact = path.read_bytes()
+    pq.write_table(others, path)  # the same values, but each has another's row
+    with pytest.raises(UserError, match=r"brand.parquet=damaged or another: expected the file that was written"):
+        prepare_days(tmp_path / "new", events_of(1), tmp_path / "old", items=ITEMS, features=OLD)
+    path.write_bytes(intact)
+    schema = replace(read_schema(tmp_path / "old/out"), footers={})  # as one was written that knew no vocabularies
+    (tmp_path / "old/out/schema.json").write_text(schema.to_json())
     pq.write_table(pq.read_table(path).slice(0, 3), path)
     with pytest.raises(UserError, match=r"data.extends=.*brand.parquet: expected 4 values, as its schema.json says"):
         prepare_days(tmp_path / "new", events_of(1), tmp_path / "old", items=ITEMS, features=OLD)

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from trainer.data.catalog_file import CHECKSUM, checksum
 from trainer.data.contract import Column, catalog_columns, check_alike, is_list
+from trainer.data.footers import check_known
 from trainer.data.ragged import Ragged, gather_lists
 from trainer.data.schema import RAW_ITEM_ID, TRAIN_COUNT, VALIDATION_COUNT, Feature, Schema
 from trainer.errors import UserError
@@ -46,6 +47,7 @@ class Catalog:
         if unlike is not None:
             name, (row, value, expected) = unlike
             raise UserError(f"{path} column {name} row {row}", value, expected, remedy)
+        check_known(path.parent, schema, path.name)
         self._arrays: dict[str, np.ndarray] = {}
         self._num_events = schema.num_events["train"]
         self._num_embeddings = {feature.name: feature.num_embeddings for feature in schema.features}

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer.config import FeatureConfig, PreparedConfig
 from trainer.data.engine import Connection, first_row, reading
+from trainer.data.footers import check_known
 from trainer.data.inputs import Input
 from trainer.data.parts import scan_parts
 from trainer.data.schema import HASHED_WORDS, Feature, read_schema
@@ -108,7 +109,8 @@ def open_extended(config: PreparedConfig) -> Extended:
     """What config.extends names.
 
     Raises:
-        UserError: it is no prepared folder, or one whose features are declared otherwise.
+        UserError: it is no prepared folder, or one whose features are declared otherwise; or a vocabulary is not that
+            which was written.
     """
     if config.extends is None:
         return Extended()
@@ -121,6 +123,7 @@ def open_extended(config: PreparedConfig) -> Extended:
     features = {feature.name: feature for feature in schema.features}
     extended = Extended(folder, features, (*schema.extends, schema.fingerprint))
     extended.check_declarations(config.features)
+    check_known(folder, schema, "vocabulary")
     return extended
 
 

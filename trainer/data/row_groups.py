@@ -19,7 +19,7 @@ from trainer.data.contract import (
     sequence_columns,
     vocabulary_columns,
 )
-from trainer.data.footers import check_footers
+from trainer.data.footers import check_known, check_parts
 from trainer.data.schema import Feature, Schema
 from trainer.errors import UserError
 
@@ -174,7 +174,7 @@ def open_events(data_dir: str | Path, schema: Schema, split: str, columns: Colle
         columns: those that will be read; None for all that the contract has.
 
     Raises:
-        UserError: see RowGroups and check_footers; or there are not as many rows as the schema says.
+        UserError: see RowGroups and check_parts; or there are not as many rows as the schema says.
     """
     rows = _open_folder(data_dir, schema, f"events/{split}", event_columns(schema, split), columns)
     if rows.num_rows != schema.num_events[split] or not rows.num_rows:
@@ -192,7 +192,7 @@ def open_sequences(data_dir: str | Path, schema: Schema, columns: Collection[str
     """The training events as sequences; arguments as of `open_events`.
 
     Raises:
-        UserError: see RowGroups and check_footers; or there are not as many rows as the schema says.
+        UserError: see RowGroups and check_parts; or there are not as many rows as the schema says.
     """
     if not schema.num_sequences:
         raise UserError("data.layout", "sequence", f"event, for {data_dir} has no sequences",
@@ -204,24 +204,25 @@ def open_sequences(data_dir: str | Path, schema: Schema, columns: Collection[str
     return rows
 
 
-def open_vocabulary(data_dir: str | Path, feature: Feature) -> RowGroups:
+def open_vocabulary(data_dir: str | Path, schema: Schema, feature: Feature) -> RowGroups:
     """The vocabulary of a feature's table.
 
     Raises:
-        UserError: see RowGroups; or it has not as many ids as the feature says.
+        UserError: see RowGroups and check_known; or it has not as many ids as the feature says.
     """
     path = Path(data_dir) / "vocabulary" / f"{feature.table}.parquet"
     rows = RowGroups(path, vocabulary_columns(feature))
     if rows.num_rows != feature.num_embeddings - 1 or not path.exists():
         expected = f"the {feature.num_embeddings - 1} ids of table {feature.table}, which schema.json knows"
         raise UserError(str(path), f"{rows.num_rows} ids", expected, _REMEDY)
+    check_known(Path(data_dir), schema, f"vocabulary/{path.name}")
     return rows
 
 
 def _open_folder(
     data_dir: str | Path, schema: Schema, folder: str, contract: dict[str, Column], columns: Collection[str] | None
 ) -> RowGroups:
-    check_footers(Path(data_dir), schema, folder)
+    check_parts(Path(data_dir), schema, folder)
     return RowGroups(
         Path(data_dir) / folder, {name: contract[name] for name in (contract if columns is None else columns)}
     )

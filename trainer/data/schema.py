@@ -192,8 +192,8 @@ class Schema:
     """Digest of which id has which row, in the catalogue and in every vocabulary: data that gives rows to other ids
     would pass for the same by all else that stands here."""
     footers: dict[str, int] = field(default_factory=dict)
-    """CRC-32 of the Parquet footer of every part of events and sequences, by its path in the folder: so that a part
-    that is missing, damaged where it says what is in it, or another run's, is noticed before it is read."""
+    """CRC-32 of the footer of the catalogue, every vocabulary and every part of events and sequences, by its path in
+    the folder: so that a file that is missing, damaged where it says what is in it, or another run's, is noticed."""
     timestamps: bool = False
     """Whether events and sequences have times, and events with a history its ages."""
     sample_weights: bool = False

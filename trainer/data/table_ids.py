@@ -27,7 +27,7 @@ class TableIds:
         self.num_rows = feature.num_embeddings
         self.column = "bucket" if feature.hashed else table
         """`bucket` where the table is hashed, else the table's name."""
-        self._vocabulary = None if feature.hashed else open_vocabulary(data_dir, feature)
+        self._vocabulary = None if feature.hashed else open_vocabulary(data_dir, schema, feature)
         kind = pa.int64() if self._vocabulary is None else self._vocabulary.kind("id")
         self.type = "string" if pa.types.is_large_string(kind) else str(kind)
         self._path = Path(data_dir) / "vocabulary" / f"{table}.parquet"
