@@ -37,7 +37,7 @@ topology=(--nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "${MAX_RES
 topology+=(--signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" --shutdown-timeout "${GRACE_SECONDS:-120}")
 
 if [[ $nnodes == 1 ]]; then
-    topology+=(--standalone)
+    topology+=(--standalone --local-addr localhost) # which is there also where the host's own name leads nowhere
 else
     if [[ -z $endpoint ]]; then
         echo "NNODES=$nnodes needs RDZV_ENDPOINT=HOST:PORT, a port of one of the nodes that the others can reach" >&2

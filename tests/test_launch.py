@@ -49,7 +49,8 @@ def test_one_node_by_default(tmp_path: Path) -> None:
     argv = recorded_torchrun(tmp_path, ["launch/torchrun.sh", "train"])
     assert argv[: argv.index("-m")] == [
         "--nnodes", "1", "--nproc-per-node", "1", "--max-restarts", "0",
-        "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout", "120", "--standalone",
+        "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "--shutdown-timeout", "120",
+        "--standalone", "--local-addr", "localhost",
     ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 
 from tests.commands import environment
 from trainer.errors import UserError
-from trainer.runtime.processes import Processes, find_processes
+from trainer.runtime.processes import Processes, find_processes, join
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
@@ -55,17 +55,26 @@ def test_srun_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         find_processes("cpu", None)
 
 
+def test_a_host_that_nobody_knows_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (TORCHRUN | {"MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "29500"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("trainer.runtime.processes._NAME_SECONDS", 0)
+    with pytest.raises(UserError, match=r"MASTER_ADDR=nowhere.invalid: expected a host that this .*LOCAL_ADDR"):
+        join(find_processes("cpu", 1))
+
+
 @pytest.mark.parametrize("code", [0, 75])
 def test_no_thread_of_the_group_outlives_the_process(code: int) -> None:
     """Whatever holds the group, and however the process ends: a thread that lets go of a tensor would abort it."""
     script = f"""
-import atexit, os, sys
+import atexit, gc, os, sys
 from trainer.runtime.processes import find_processes, joined
 
 def threads():
     names = (open(f"/proc/self/task/{{task}}/comm").read() for task in os.listdir("/proc/self/task"))
     return sum("gloo" in name for name in names)
 
+gc.disable()  # it may come at any time, and here it is not to
 atexit.register(lambda: print("at the end", threads()))
 processes = find_processes("cpu", 1)
 import torch.distributed as dist

@@ -4,6 +4,8 @@ import atexit
 import gc
 import itertools
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ _GROUPS = itertools.count()
 """Numbers those that this process has joined."""
 _TIMEOUT = 1800
 """Seconds that collectives wait for other ranks, which is gloo's own choice; NCCL's is 600."""
+_NAME_SECONDS = 60
+"""How long a name may stay unknown: that of a pod that has just started does for a while."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,23 @@ def _check_restarts() -> None:
         )  # fmt: skip
 
 
+def _check_meeting_point() -> None:
+    """Refuses a place to meet whose name this machine does not know: torch would look for it again and again."""
+    host, last = os.environ["MASTER_ADDR"], time.monotonic() + _NAME_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except OSError as error:
+            if time.monotonic() > last:
+                raise UserError(
+                    "MASTER_ADDR", host, f"a host that this machine knows ({error.strerror})",
+                    "torchrun takes the name of rank 0's node: there, give launch/torchrun.sh LOCAL_ADDR, or torchrun "
+                    "--local-addr, an address that all nodes reach",
+                ) from None  # fmt: skip
+        time.sleep(1)
+
+
 def join(processes: Processes, seconds: float = 0.0) -> None:
     """Brings up the default process group, over gloo for CPU tensors and NCCL for CUDA ones.
 
@@ -106,9 +127,14 @@ def join(processes: Processes, seconds: float = 0.0) -> None:
     Args:
         processes: this process's place.
         seconds: that collectives wait for other ranks at least.
+
+    Raises:
+        UserError: the name of the host where to meet is unknown here.
     """
     if dist.is_initialized():
         return
+    if "MASTER_ADDR" in os.environ and processes.world_size > 1:
+        _check_meeting_point()
     timeout = timedelta(seconds=max(_TIMEOUT, seconds))
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
