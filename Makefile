@@ -12,7 +12,7 @@ pip = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar of
 	|| { tail -n 30 $(LOG) >&2; printf 'the install failed; whole log: $(LOG)\n' >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-survival test-slurm check format clean
+.PHONY: help demo test test-survival test-slurm test-image check format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -35,6 +35,14 @@ test-slurm: $(VENV)/.installed-dev ## runs under SLURM itself and over two hosts
 			>$(VENV)/apt.log 2>&1 || printf 'they cannot be installed here: tests that need them are skipped\n' >&2; \
 	fi
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster $(ARGS)
+
+test-image: $(VENV)/.installed-dev ## the Dockerfile built upon a new root; as root, installs buildah and debootstrap for it
+	@if ! { command -v buildah && command -v debootstrap; } >/dev/null; then \
+		printf 'installing buildah and debootstrap (log: $(VENV)/apt.log)\n'; \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes buildah debootstrap; } \
+			>$(VENV)/apt.log 2>&1 || printf 'they cannot be installed here: tests that need them are skipped\n' >&2; \
+	fi
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m image $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint and types: ruff, mypy, shellcheck, hadolint
 	$(BIN)/ruff check .

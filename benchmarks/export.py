@@ -32,7 +32,7 @@ import works
 
 BATCH, SHARD, ROW_GROUP = 4096, 100_000, 65_536
 COLUMNS = ["raw_item_id", "item_id", "item_category", *works.ITEM_NUMERICS, "item_text"]
-TIMES = 3
+TIMES = 5
 AS_WRITTEN, FROM_MEMORY = PLAIN = "plain, as one writes it", "plain, from memory"
 
 

@@ -1,5 +1,6 @@
 """The sampled softmax, as a pure function of embeddings already gathered."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch.autograd.function import once_differentiable
 
 LOGITS_ON_A_CPU = 1 << 21
 """Held at once, which stay in its cache: 8 MB."""
+_LOG2E = math.log2(math.e)
+"""Logits are formed in base 2: exp2 is two to three times as fast as exp on a CPU."""
 _LEAST = -1e38
 """Stands for the largest of no logits: finite, so that nothing is taken off infinity."""
 
@@ -142,15 +145,16 @@ class _SampledSoftmax(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         counts_P = queries.weight_P != 0
         query_QD = query_QD.where(_used(queries, counts_P)[:, None], 0)
-        log_own_count_P = queries.own_count_P.where(counts_P, 1).log()
-        bias_N = candidates.count_N.log() - candidates.log_q_N
+        log_own_count_P = queries.own_count_P.where(counts_P, 1).log2()
+        log_q_N, scaled_QD = candidates.log_q_N * _LOG2E, query_QD * _LOG2E
+        bias_N = candidates.count_N.log2() - log_q_N
         logits_CN = workspace.logits(query_QD, len(candidate_ND))
         loss_P = torch.empty_like(queries.weight_P)
         query_gradient_QD, candidate_gradient_ND = torch.empty_like(query_QD), torch.zeros_like(candidate_ND)
         for chunk in _chunks(queries, len(logits_CN), excluded):
-            query_CD = query_QD[chunk.queries]
+            query_CD = scaled_QD[chunk.queries]
             of_p, positive_p = _positives(queries, chunk)
-            positive_logit_p = (query_CD[of_p] * candidate_ND[positive_p]).sum(1) - candidates.log_q_N[positive_p]
+            positive_logit_p = (query_CD[of_p] * candidate_ND[positive_p]).sum(1) - log_q_N[positive_p]
             l_CN = torch.addmm(bias_N, query_CD, candidate_ND.T, out=logits_CN[: len(query_CD)])
             if excluded is not None:
                 l_CN[excluded.pairs(chunk.queries, chunk.excluded)] = -torch.inf
@@ -162,10 +166,10 @@ class _SampledSoftmax(torch.autograd.Function):
 
             # of a query that has neither, every logit is -inf
             max_C = l_CN.amax(1).scatter_reduce(0, of_p, positive_logit_p, "amax").clamp(min=_LEAST)
-            share_CN = l_CN.sub_(max_C[:, None]).exp_()
-            own_p = (positive_logit_p - max_C[of_p] + log_own_count_P[chunk.positives]).exp()
+            share_CN = l_CN.sub_(max_C[:, None]).exp2_()
+            own_p = (positive_logit_p - max_C[of_p] + log_own_count_P[chunk.positives]).exp2()
             z_p = share_CN.sum(1)[of_p] + own_p
-            loss_P[chunk.positives] = z_p.log() + (max_C[of_p] - positive_logit_p)
+            loss_P[chunk.positives] = (z_p.log2() + (max_C[of_p] - positive_logit_p)) / _LOG2E
 
             # the derivative by a logit is scale, the sum of weight / Z, times this, which sums to 0 over a row
             each_p = queries.weight_P[chunk.positives] / z_p
@@ -173,7 +177,7 @@ class _SampledSoftmax(torch.autograd.Function):
             part_p = (each_p / scale_C[of_p]).where(scale_C[of_p] != 0, 0)
             share_CN.view(-1).scatter_add_(0, place_p, part_p * (own_p - z_p))
             torch.mm(share_CN, candidate_ND, out=query_gradient_QD[chunk.queries]).mul_(scale_C[:, None])
-            candidate_gradient_ND.addmm_(share_CN.T, query_CD * scale_C[:, None])
+            candidate_gradient_ND.addmm_(share_CN.T, query_QD[chunk.queries] * scale_C[:, None])
         ctx.save_for_backward(query_gradient_QD, candidate_gradient_ND)
         return queries.weight_P @ loss_P
 
