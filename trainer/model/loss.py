@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 # Q queries of this rank, C of them in a chunk; P positives of theirs, p of them in a chunk; W ranks, D embedding dim,
 # N columns: the distinct items of each rank's batch, over all ranks
 
-LOGITS_ON_A_CPU = 1 << 21
-"""Held at once, which stay in its cache: 8 MB."""
+LOGITS_ON_A_CPU = 1 << 20
+"""Held at once, which stay in its cache: 4 MB."""
 _LOG2E = math.log2(math.e)
 """Logits are formed in base 2: exp2 is two to three times as fast as exp on a CPU."""
 _LEAST = -1e38
@@ -81,8 +81,8 @@ class Workspace:
     arithmetic.
 
     Args:
-        logits_at_once: How many logits are held. On a CPU two million (8 MB) stay in its cache, and fewer gain nothing;
-            a GPU wants some 64 million to be busy.
+        logits_at_once: How many logits are held. On a CPU a million (4 MB) stay in its cache, and fewer gain nothing; a
+            GPU wants some 64 million to be busy.
     """
 
     def __init__(self, logits_at_once: int = LOGITS_ON_A_CPU) -> None:
