@@ -100,6 +100,15 @@ def test_equals_the_loss_written_out(seed: int, Q: int, N: int, D: int, P: int |
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_rounded_products_give_nearly_the_same() -> None:
+    case = make(0, 40, 30, 16, None)
+    exact = value_and_gradients(loss_of, case, Workspace(300))
+    rounded = value_and_gradients(loss_of, case, Workspace(300, torch.bfloat16))
+    assert [value.dtype for value in rounded] == [torch.float32] * 3
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert 0 < (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
 def test_distinct_items_give_the_plain_cross_entropy() -> None:
     query, candidate = torch.randn(300, 16), torch.randn(500, 16)
     positive, ones = torch.randint(500, (300,)), torch.ones(300)

@@ -121,6 +121,21 @@ def test_every_switch_changes_what_is_learned(ranks: RankPool, prepared: Path) -
         seen[last] = name
 
 
+@pytest.mark.parametrize(
+    "name", ["plain", "interests", "transformer over sequences", "several positives a query", "crossed, residual, normed"]
+)
+def test_rounded_matrix_products_learn_the_same(ranks: RankPool, prepared: Path, name: str) -> None:
+    """To the precision that bfloat16 has, 1/256; on two ranks too."""
+    train = config()
+    for change in SWITCHES.get(name, []):
+        change(train)
+    exact = ranks.run(1, after_steps, train, prepared)[0][1]
+    train.run.matrix_products = "bfloat16"
+    for world_size in (1, 2):
+        rounded = ranks.run(world_size, after_steps, train, prepared)[0][1]
+        assert rounded == pytest.approx(exact, rel=0.01) and rounded != exact
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "configs" / "model").glob("*.yaml")))
 def test_each_model_that_comes_ready_made_trains_on_two_ranks(ranks: RankPool, prepared: Path, name: str) -> None:
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):

@@ -172,6 +172,9 @@ class RunConfig:
     """cpu, gpu, or auto: gpu where there is one."""
     threads: int | None = None
     """Threads a rank on the CPU; null shares the cores out evenly."""
+    matrix_products: str = "float32"
+    """float32, or bfloat16: towers and loss round factors and results of their matrix products, in training alone; what
+    adds up, tables, layers and exchange remain float32. It pays on GPUs, and on CPUs with such instructions."""
     epochs: int = 10
     """Passes over the training rows. The run ends with a validation, and each of those falls on a whole step: so it may
     go on into one pass more by as many steps as there are validations."""

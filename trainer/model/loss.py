@@ -83,10 +83,11 @@ class Workspace:
     Args:
         logits_at_once: How many logits are held. On a CPU a million (4 MB) stay in its cache, and fewer gain nothing; a
             GPU wants some 64 million to be busy.
+        products: to what matrix products and their factors are rounded; all else is of the embeddings' type.
     """
 
-    def __init__(self, logits_at_once: int = LOGITS_ON_A_CPU) -> None:
-        self._logits_at_once = logits_at_once
+    def __init__(self, logits_at_once: int = LOGITS_ON_A_CPU, products: torch.dtype = torch.float32) -> None:
+        self._logits_at_once, self.products = logits_at_once, products
         self._memory = torch.empty(0)
 
     def chunk_size(self, columns: int) -> int:
@@ -149,13 +150,14 @@ class _SampledSoftmax(torch.autograd.Function):
         log_q_N, scaled_QD = candidates.log_q_N * _LOG2E, query_QD * _LOG2E
         bias_N = candidates.count_N.log2() - log_q_N
         logits_CN = workspace.logits(query_QD, len(candidate_ND))
+        factor_ND = _rounded(candidate_ND, workspace)
         loss_P = torch.empty_like(queries.weight_P)
         query_gradient_QD, candidate_gradient_ND = torch.empty_like(query_QD), torch.zeros_like(candidate_ND)
         for chunk in _chunks(queries, len(logits_CN), excluded):
             query_CD = scaled_QD[chunk.queries]
             of_p, positive_p = _positives(queries, chunk)
             positive_logit_p = (query_CD[of_p] * candidate_ND[positive_p]).sum(1) - log_q_N[positive_p]
-            l_CN = torch.addmm(bias_N, query_CD, candidate_ND.T, out=logits_CN[: len(query_CD)])
+            l_CN = _affine(bias_N, _rounded(query_CD, workspace), factor_ND, out=logits_CN[: len(query_CD)])
             if excluded is not None:
                 l_CN[excluded.pairs(chunk.queries, chunk.excluded)] = -torch.inf
             if same_item_PW is not None:
@@ -176,8 +178,10 @@ class _SampledSoftmax(torch.autograd.Function):
             scale_C = torch.zeros_like(max_C).index_add_(0, of_p, each_p)
             part_p = (each_p / scale_C[of_p]).where(scale_C[of_p] != 0, 0)
             share_CN.view(-1).scatter_add_(0, place_p, part_p * (own_p - z_p))
-            torch.mm(share_CN, candidate_ND, out=query_gradient_QD[chunk.queries]).mul_(scale_C[:, None])
-            candidate_gradient_ND.addmm_(share_CN.T, query_QD[chunk.queries] * scale_C[:, None])
+            share_CN = _rounded(share_CN, workspace)
+            query_gradient_QD[chunk.queries] = (share_CN @ factor_ND) * scale_C[:, None]
+            scaled_CD = _rounded(query_QD[chunk.queries] * scale_C[:, None], workspace)
+            candidate_gradient_ND += share_CN.T @ scaled_CD
         ctx.save_for_backward(query_gradient_QD, candidate_gradient_ND)
         return queries.weight_P @ loss_P
 
@@ -186,6 +190,17 @@ class _SampledSoftmax(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query_gradient_QD, candidate_gradient_ND = ctx.saved_tensors
         return (query_gradient_QD * gradient, candidate_gradient_ND * gradient, *[None] * 5)
+
+
+def _rounded(factor: Tensor, workspace: Workspace) -> Tensor:
+    return factor.to(workspace.products) if workspace.products != torch.float32 else factor
+
+
+def _affine(bias_N: Tensor, query_CD: Tensor, candidate_ND: Tensor, out: Tensor) -> Tensor:
+    """Scores and their bias, [C, N] of the bias's type."""
+    if query_CD.dtype == out.dtype:
+        return torch.addmm(bias_N, query_CD, candidate_ND.T, out=out)
+    return torch.add(query_CD @ candidate_ND.T, bias_N, out=out)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Tower(nn.Module):
         for layer in self.cross:
             # Wang et al. 2021, "DCN V2", equation 1
             crossed = combined * layer(crossed) + crossed
-        embedding = self.mlp(crossed)
+        embedding = self.mlp(crossed).float()  # which run.matrix_products may have rounded
         return F.normalize(embedding, dim=-1) if self.normalize else embedding
 
 

@@ -44,7 +44,8 @@ class RetrievalModule(pl.LightningModule):
     ) -> None:  # fmt: skip
         super().__init__()
         self.model: nn.Module = model
-        self.loss = TrainingLoss(config.model.loss, len(catalog), processes)
+        self._products = getattr(torch, config.run.matrix_products)
+        self.loss = TrainingLoss(config.model.loss, len(catalog), processes, self._products)
         self.reader = reader
         self._config, self._assembler, self._catalog = config, assembler, catalog
         self._processes, self._num_steps = processes, num_steps
@@ -57,10 +58,15 @@ class RetrievalModule(pl.LightningModule):
     def training_step(self, batch: RetrievalBatch) -> Tensor:
         """Scores this rank's queries against the candidates of all ranks."""
         # what is dropped at a step is the same however often the run was interrupted before
-        torch.manual_seed(zlib.crc32(f"{self._config.run.seed}/{batch.step}/{self._processes.rank}".encode()))
+        seed = zlib.crc32(f"{self._config.run.seed}/{batch.step}/{self._processes.rank}".encode())
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack where there is no GPU
+        if self._processes.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         sizes = sizes_of_all(batch, self.pause_wanted())
         self.pause = sizes.pause
-        query_QD, item_UD = self.model(batch.with_slots(sizes.slots))
+        rounds = self._products != torch.float32
+        with torch.autocast(self._processes.device.type, self._products, enabled=rounds):
+            query_QD, item_UD = self.model(batch.with_slots(sizes.slots))
         temperature = cast(DistributedModelParallel, self.model).module.temperature()
         loss = self.loss(query_QD / temperature, item_UD, batch, sizes)
         if (batch.step + 1) % self._config.run.log_every == 0:  # when Lightning writes to the logs

@@ -9,7 +9,7 @@ from trainer.config import LossConfig
 from trainer.data.batch import RetrievalBatch
 from trainer.model.exclusions import excluded_columns, find_in_blocks, with_other_rows_of_the_user
 from trainer.model.frequencies import StreamingFrequencies, mixture_log_q
-from trainer.model.loss import Candidates, Exclusions, Queries, Workspace, sampled_softmax
+from trainer.model.loss import LOGITS_ON_A_CPU, Candidates, Exclusions, Queries, Workspace, sampled_softmax
 from trainer.runtime.candidates import GlobalCandidates, gather_candidates, gather_ragged
 from trainer.runtime.lockstep import Sizes
 from trainer.runtime.processes import Processes
@@ -29,12 +29,16 @@ class TrainingLoss(nn.Module):
         config: of the loss.
         num_items: in the catalogue.
         processes: this process's place.
+        products: to what matrix products are rounded.
     """
 
-    def __init__(self, config: LossConfig, num_items: int, processes: Processes) -> None:
+    def __init__(
+        self, config: LossConfig, num_items: int, processes: Processes, products: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self._config, self._num_items, self._rank = config, num_items, processes.rank
-        self._workspace = Workspace(LOGITS_ON_A_GPU) if processes.device.type == "cuda" else Workspace()
+        at_once = LOGITS_ON_A_GPU if processes.device.type == "cuda" else LOGITS_ON_A_CPU
+        self._workspace = Workspace(at_once, products)
         self.frequencies = streaming_frequencies(config, num_items) if config.log_q == "streaming" else None
 
     def forward(self, query_QD: Tensor, item_UD: Tensor, batch: RetrievalBatch, sizes: Sizes) -> Tensor:
