@@ -27,6 +27,9 @@ from typing import Any
 
 from works import BATCH, COLUMNS, TEMPERATURE
 
+# before torch, which reads once what the package sets
+from trainer.config import CONFIG_DIR, TrainConfig, register_configs, typed
+
 HERE = Path(__file__).parent
 STEPS, WARM_UP, EVERY = 120, 40, 20
 KEEPING = "oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:-1,muzzy_decay_ms:-1"
@@ -126,7 +129,6 @@ def bare_loop(out: Path, work: str) -> None:
 def _made(out: Path, work: str) -> Any:
     from hydra import compose, initialize_config_dir
 
-    from trainer.config import CONFIG_DIR, TrainConfig, register_configs, typed
     from trainer.runtime.fit import _build
     from trainer.runtime.processes import find_processes
 
@@ -154,7 +156,6 @@ def split(out: Path, work: str) -> None:
     from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
     import trainer.runtime.module
-    from trainer.config import CONFIG_DIR, TrainConfig, register_configs, typed
     from trainer.data.prefetch import Prefetch
     from trainer.model.tower import Tower
     from trainer.runtime import training_loss

@@ -115,10 +115,10 @@ def test_a_container_prepares_trains_over_processes_evaluates_and_exports(images
     for parent in tmp_path.parents[:2]:  # pytest keeps them to itself
         parent.chmod(0o755)
     (tmp_path / "job.sh").write_text("""set -eu
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1 NPROC_PER_NODE=2
 python -m trainer.prepare data=generated data.dir=/data/prepared data.users=300 data.items=200
-NPROC_PER_NODE=2 launch/torchrun.sh train data.dir=/data/prepared run.dir=/data/run run.epochs=1 data.global_batch_size=512
-NPROC_PER_NODE=2 launch/torchrun.sh evaluate run.dir=/data/run
+launch/torchrun.sh train data.dir=/data/prepared run.dir=/data/run run.epochs=1 data.global_batch_size=512
+launch/torchrun.sh evaluate run.dir=/data/run
 launch/torchrun.sh export run.dir=/data/run
 launch/torchrun.sh export run.dir=/data/run export.verify=true
 """)

@@ -121,9 +121,10 @@ def test_every_switch_changes_what_is_learned(ranks: RankPool, prepared: Path) -
         seen[last] = name
 
 
-@pytest.mark.parametrize(
-    "name", ["plain", "interests", "transformer over sequences", "several positives a query", "crossed, residual, normed"]
-)
+ROUNDED = ["plain", "interests", "transformer over sequences", "several positives a query", "crossed, residual, normed"]
+
+
+@pytest.mark.parametrize("name", ROUNDED)
 def test_rounded_matrix_products_learn_the_same(ranks: RankPool, prepared: Path, name: str) -> None:
     """To the precision that bfloat16 has, 1/256; on two ranks too."""
     train = config()
