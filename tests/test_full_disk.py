@@ -1,5 +1,6 @@
 """A run directory on a file system of a few megabytes, in runs as a user starts them."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,3 +64,20 @@ def test_or_the_run_goes_on_without_those_checkpoints(data: Path, small_disk: Pa
     assert result.stderr.count("a checkpoint was not written: ") > 1
     assert result.stderr.count("expected a checkpoint to be written there") == 1
     assert steps(run_dir)[0] == 8 and "Traceback" not in result.stderr
+
+
+def test_what_later_commands_write_is_whole_or_not_there(data: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=40m", small_disk], check=True)
+    run_dir, filler = small_disk / "run", small_disk / "filler"
+    succeed("trainer.train", f"data.dir={data}", f"run.dir={run_dir}", *SETTINGS)
+    filler.write_bytes(b"0" * (shutil.disk_usage(small_disk).free - 40_000))
+    for command, file in (("trainer.evaluate", "report"), ("trainer.query_tower", "query_tower.pt2")):
+        result = run(command, f"run.dir={run_dir}")
+        assert result.returncode == 2, result.stderr
+        assert f"error: {run_dir}/{file}" in result.stderr and "No space left on device" in result.stderr
+        assert not [path for path in run_dir.rglob("*") if "partial" in path.name]
+    assert not (run_dir / "report" / "report.html").exists() and not (run_dir / "query_tower.pt2").exists()
+    filler.unlink()
+    for command in ("trainer.evaluate", "trainer.query_tower"):
+        succeed(command, f"run.dir={run_dir}")
+    assert (run_dir / "report" / "report.html").exists() and (run_dir / "query_tower.pt2").exists()

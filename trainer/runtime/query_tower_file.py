@@ -4,6 +4,7 @@ It is written beside its place, loaded as a server would, compared with the mode
 """
 
 import copy
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from trainer.runtime.held_out_queries import HeldOutQueries, difference, latency
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.processes import Processes
 from trainer.runtime.query_tower_tables import QueryTowerTables
+from trainer.runtime.whole_files import removed_unless_whole
 from trainer.serving.query_tower import FACTS, ITEMS, SCHEMA, VERSION, VOCABULARIES, QueryTower
 
 BATCH = 1024
@@ -76,7 +78,12 @@ class QueryTowerFile:
         ids = {table: entry["ids"] for table, entry in known.items()}
         partial = self._path.with_name(_PARTIAL)
         try:
-            torch.export.save(exported(self._program(model, item_UD)), partial, extra_files=files)
+            # into memory first: PyTorch's own file ends the process where there is no room for it
+            content = io.BytesIO()
+            torch.export.save(exported(self._program(model, item_UD)), content, extra_files=files)
+            with removed_unless_whole(partial, self._path):
+                partial.write_bytes(content.getbuffer())
+            del content
             tower = QueryTower(partial)
             queries = self._held_out.raw(self._tables.features, ids, self._has_ages)
             found = tower.run(tower.encode(queries) | self._inputs_without_ids())

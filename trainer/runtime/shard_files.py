@@ -31,7 +31,7 @@ from trainer.runtime.processes import Processes
 from trainer.runtime.shard_claim import claim, stretches
 from trainer.runtime.shard_folder import ShardFolder
 from trainer.runtime.shards import Shards, named
-from trainer.runtime.whole_files import SummedFile, place_durably
+from trainer.runtime.whole_files import SummedFile, place_durably, removed_unless_whole
 
 ROW_GROUP = 32_768
 """Rows; of 64 floats 8 MB, which are still in the processor's cache when they are written."""
@@ -136,7 +136,7 @@ class _Shard:
         self._writer: pq.ParquetWriter | None = None
 
     def append(self, table: pa.Table) -> None:
-        with self._told():
+        with removed_unless_whole(self._partial, self._path):
             if self._writer is None:
                 self._stream = SummedFile(self._partial)
                 self._writer = pq.ParquetWriter(self._stream, table.schema, **parquet_settings(table))
@@ -144,17 +144,8 @@ class _Shard:
 
     def place(self) -> None:
         assert self._writer is not None and self._stream is not None, "something was appended"
-        with self._told():
+        with removed_unless_whole(self._partial, self._path):
             self._writer.close()
             self._stream.close()
             place_durably(self._partial, self._path)
         self._folder.note(self._file, self._stream.checksum())
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Removes what is written so far where there is no room for the rest, and says which file it was."""
-        try:
-            yield
-        except OSError as error:
-            self._partial.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(self._path)) from None

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,27 @@ class SummedFile(io.BufferedWriter):
         return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
 
 
-def write(folder: str | Path, name: str, content: str | bytes) -> Path:
-    """Writes a small file, text or bytes, beside its place and renames it."""
+@contextmanager
+def removed_unless_whole(partial: Path, path: Path) -> Iterator[None]:
+    """Around the writing of a file beside its place: where there is no room for it, what was written is removed.
+
+    Raises:
+        OSError: from within, and it names the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def write(folder: str | Path, name: str, content: str | bytes | memoryview) -> Path:
+    """Writes a file, text or bytes, beside its place and renames it."""
     path = Path(folder) / name
     partial = path.with_name(name + ".partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.rename(path)
+    with removed_unless_whole(partial, path):
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.rename(path)
     return path
 
 
