@@ -3,6 +3,7 @@
 Not part of `make test`: `make test-image` runs it, as root, and downloads what an image holds, some gigabytes.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -123,6 +124,7 @@ launch/torchrun.sh export run.dir=/data/run
 launch/torchrun.sh export run.dir=/data/run export.verify=true
 """)
     told = images.run("cpu", "bash", "/data/job.sh", volume=tmp_path)
-    assert "test/recall@10" in told
+    assert "each there once" in told
+    assert "test/recall@10" in json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (tmp_path / "run" / "item_embeddings" / "_SUCCESS").exists()
     assert (tmp_path / "run" / "item_embeddings").stat().st_uid == 10001
