@@ -11,6 +11,13 @@ TORCHREC := $(shell grep -o 'torchrec==[0-9.]*' pyproject.toml | head -n 1)
 pip = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off $(1) >>$(LOG) 2>&1 \
 	|| { tail -n 30 $(LOG) >&2; printf 'the install failed; whole log: $(LOG)\n' >&2; exit 1; }
 
+# $(call have,COMMANDS,PACKAGES): Debian's packages, unless their commands are there. Daemons lie in /usr/sbin, which not
+# every PATH has.
+have = PATH="$$PATH:/usr/sbin:/sbin"; ( for name in $(1); do command -v $$name || exit 1; done ) >$(VENV)/apt.log || { \
+	printf 'installing $(2) (log: $(VENV)/apt.log)\n'; \
+	{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes $(2); } \
+		>$(VENV)/apt.log 2>&1 || printf 'they cannot be installed here: tests that need them are skipped\n' >&2; }
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-survival test-slurm test-image check format clean
 
@@ -26,22 +33,12 @@ test: $(VENV)/.installed-dev ## the whole test suite; ARGS="-k loss" narrows it
 test-survival: $(VENV)/.installed-dev ## runs that are killed, preempted, stopped, resumed, out of disk
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m survival $(ARGS)
 
-# The daemons lie in /usr/sbin, which not every PATH has.
 test-slurm: $(VENV)/.installed-dev ## runs under SLURM itself and over two hosts; as root, installs Debian's packages for it
-	@PATH="$$PATH:/usr/sbin:/sbin"; \
-	if ! { command -v slurmctld && command -v slurmd && command -v munged && command -v ip; } >/dev/null; then \
-		printf 'installing slurm-wlm, munge and iproute2 (log: $(VENV)/apt.log)\n'; \
-		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes slurm-wlm munge iproute2; } \
-			>$(VENV)/apt.log 2>&1 || printf 'they cannot be installed here: tests that need them are skipped\n' >&2; \
-	fi
+	@$(call have,slurmctld slurmd munged ip,slurm-wlm munge iproute2)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m cluster $(ARGS)
 
 test-image: $(VENV)/.installed-dev ## the Dockerfile built upon a new root; as root, installs buildah and debootstrap for it
-	@if ! { command -v buildah && command -v debootstrap; } >/dev/null; then \
-		printf 'installing buildah and debootstrap (log: $(VENV)/apt.log)\n'; \
-		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes buildah debootstrap; } \
-			>$(VENV)/apt.log 2>&1 || printf 'they cannot be installed here: tests that need them are skipped\n' >&2; \
-	fi
+	@$(call have,buildah debootstrap,buildah debootstrap)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m image $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint and types: ruff, mypy, shellcheck, hadolint

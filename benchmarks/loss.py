@@ -5,7 +5,7 @@
 Positives are drawn from a Zipf distribution over a million items, dim 64. `distinct` gives every draw a column of its
 own, as cross_entropy does; `merged` one column to each distinct item, finding them included. Each runs in a process of
 its own; times are the median of the steps, after one that does not count. At 32,768 the steps of cross_entropy add
-12,310 MB to the process, distinct 62 and merged 52 (2 cores without GPU, 2026-11-22).
+12,310 MB to the process, distinct 66 and merged 90 (2 cores without GPU, 2026-11-27).
 """
 
 import argparse

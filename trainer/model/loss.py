@@ -83,7 +83,8 @@ class Workspace:
     Args:
         logits_at_once: How many logits are held. On a CPU a million (4 MB) stay in its cache, and fewer gain nothing; a
             GPU wants some 64 million to be busy.
-        products: to what matrix products and their factors are rounded; all else is of the embeddings' type.
+        products: to what matrix products and their factors are rounded, float32 being as they are; all else is of the
+            embeddings' type.
     """
 
     def __init__(self, logits_at_once: int = LOGITS_ON_A_CPU, products: torch.dtype = torch.float32) -> None:
@@ -181,7 +182,7 @@ class _SampledSoftmax(torch.autograd.Function):
             share_CN = _rounded(share_CN, workspace)
             query_gradient_QD[chunk.queries] = (share_CN @ factor_ND) * scale_C[:, None]
             scaled_CD = _rounded(query_QD[chunk.queries] * scale_C[:, None], workspace)
-            candidate_gradient_ND += share_CN.T @ scaled_CD
+            _add_product(candidate_gradient_ND, share_CN.T, scaled_CD)
         ctx.save_for_backward(query_gradient_QD, candidate_gradient_ND)
         return queries.weight_P @ loss_P
 
@@ -201,6 +202,14 @@ def _affine(bias_N: Tensor, query_CD: Tensor, candidate_ND: Tensor, out: Tensor)
     if query_CD.dtype == out.dtype:
         return torch.addmm(bias_N, query_CD, candidate_ND.T, out=out)
     return torch.add(query_CD @ candidate_ND.T, bias_N, out=out)
+
+
+def _add_product(total: Tensor, first: Tensor, second: Tensor) -> None:
+    """Adds a product to what may be of a wider type, without a copy of it where it is not."""
+    if first.dtype == total.dtype:
+        total.addmm_(first, second)
+    else:
+        total += first @ second
 
 
 @dataclass(frozen=True)

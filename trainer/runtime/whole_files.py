@@ -46,8 +46,8 @@ def removed_unless_whole(partial: Path, path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def write(folder: str | Path, name: str, content: str | bytes | memoryview) -> Path:
-    """Writes a file, text or bytes, beside its place and renames it."""
+def write(folder: str | Path, name: str, content: str | bytes) -> Path:
+    """Writes a small file, text or bytes, beside its place and renames it."""
     path = Path(folder) / name
     partial = path.with_name(name + ".partial")
     with removed_unless_whole(partial, path):
