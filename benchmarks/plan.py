@@ -70,7 +70,7 @@ def work(folder: Path, rows: int, batch: int) -> None:
         sharded = shard(model, chosen.sharding, chosen.optimizer, batch, 0, processes)
         module = RetrievalModule(sharded, chosen, assembler, catalog, reader, processes, num_steps=STEPS)
         optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index,call-overload]
-        for step in islice(reader, STEPS):
+        for step in islice(module.pipeline, STEPS):
             loss = module.training_step(step)
             most = max(most, resident())
             loss.backward()

@@ -112,7 +112,7 @@ def bare_loop(out: Path, work: str) -> None:
     with joined(processes):
         module.model = _sharded(config, processes, module)
         optimizer = module.configure_optimizers()["optimizer"]
-        rows = iter(module.reader)
+        rows = iter(module.pipeline)
 
         def step() -> torch.Tensor:
             loss = module.training_step(next(rows))
@@ -155,17 +155,17 @@ def split(out: Path, work: str) -> None:
     from stopwatch import Stopwatch
     from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
-    import trainer.runtime.module
     from trainer.data.prefetch import Prefetch
     from trainer.model.tower import Tower
     from trainer.runtime import training_loss
     from trainer.runtime.callbacks import Throughput
     from trainer.runtime.fit import fit
+    from trainer.runtime.pipeline import Pipeline
     from trainer.runtime.strategy import ShardedStrategy
 
     watch, began = Stopwatch(), [0.0]
     watch.watch(Prefetch, "__next__", "read")
-    watch.watch(trainer.runtime.module, "sizes_of_all", "exchange")
+    watch.watch(Pipeline, "_begin", "exchange")
     watch.watch(training_loss, "gather_candidates", "exchange")
     watch.watch(ShardedEmbeddingBagCollection, "forward", "lookup")
     watch.watch(Tower, "forward", "towers")

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +15,21 @@ def gathered(processes: Processes) -> tuple[Tensor, Tensor, list[int]]:
     everyone = gather_with_gradient(local)
     (everyone[:, 0] ** 2 * WEIGHTS[processes.rank, : len(everyone)]).sum().backward()
     return gather(local.detach()), local.grad, gather_objects(processes.rank)
+
+
+def gathered_in_half(processes: Processes, slope: float) -> tuple[Tensor, Tensor]:
+    local = torch.tensor([[0.1], [1e6]], requires_grad=True)
+    everyone = gather_with_gradient(local, gradient_scale=4096.0)
+    (slope * everyone).sum().backward()
+    return everyone.detach(), local.grad
+
+
+@pytest.mark.parametrize(("slope", "found"), [(1e-9, 2e-9), (2.0, 4.0), (100.0, 65504 / 4096), (-3e38, -65504 / 4096)])
+def test_half_the_bytes_keep_small_gradients_and_hold_large_ones(ranks: RankPool, slope: float, found: float) -> None:
+    """Of 1e-9, float16 itself would leave nothing: each of two ranks adds one to every row."""
+    for everyone, gradient in ranks.run(2, gathered_in_half, slope):
+        assert everyone.flatten().tolist() == pytest.approx([0.1, 32752.0] * 2, rel=1 / 2048)
+        torch.testing.assert_close(gradient, torch.full((2, 1), found), rtol=0.01, atol=0)
 
 
 def test_every_rank_gets_all_rows_and_owners_get_all_gradients(ranks: RankPool) -> None:

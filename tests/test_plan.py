@@ -72,10 +72,11 @@ def sent_in_a_step(processes: Processes, train: TrainConfig, folder: Path) -> tu
     return counted.found, (batch.slots, batch.num_candidates, len(batch.positive), values)
 
 
-@pytest.mark.parametrize("case", ["row_wise", "both", "table_wise", "weighted", "user"])
+@pytest.mark.parametrize("case", ["row_wise", "both", "table_wise", "weighted", "user", "half", "half table_wise"])
 def test_bytes_are_those_that_two_ranks_send(ranks: RankPool, prepared: Path, case: str) -> None:
     """To the byte, but for ids of row-wise tables: within a third of what an even spread gives."""
-    train = config("table_wise" if case == "table_wise" else "row_wise")
+    train = config("table_wise" if "table_wise" in case else "row_wise")
+    train.sharding.exchange = "float16" if "half" in case else "float32"
     if case == "row_wise":
         train.sharding.categoricals = "row_wise"
     if case == "weighted":
@@ -88,12 +89,15 @@ def test_bytes_are_those_that_two_ranks_send(ranks: RankPool, prepared: Path, ca
     for rank, (counted, (slots, _, positives, values)) in enumerate(several):
         most = max(sizes[1] for _, sizes in several)
         sizes = replace(found.sizes, slots=slots, candidates=most, positives=positives, values=values)
-        formulas = exchanges(sizes, found.tables, 2, 8)
+        formulas = exchanges(sizes, found.tables, 2, 8, train.sharding.exchange)
         of_kind = {"all_to_all": 0.0, "gather": 0.0}
         for operation, size in counted:
             of_kind["all_to_all" if operation == "alltoall_base_" else "gather"] += size
-        assert of_kind["gather"] == sum(e.sent for e in formulas if e.kind == "gather"), (counted, formulas)
-        at_home, away = sent_table_wise(found.tables, sizes, rank), sent_table_wise(found.tables, sizes, 1 - rank)
+        ahead = formulas[0].sent  # sizes of the batch after it
+        assert of_kind["gather"] - ahead == sum(e.sent for e in formulas if e.kind == "gather"), (counted, formulas)
+        at_home, away = (
+            sent_table_wise(found.tables, sizes, of_rank, 2 if "half" in case else 4) for of_rank in (rank, 1 - rank)
+        )
         planned = [e.sent for e in formulas if "table-wise" in e.what]
         assert planned == [max(each) for each in zip(at_home, away, strict=True)]
         split = [e for e in formulas if "row-wise" in e.what and e.kind == "all_to_all"]
@@ -101,7 +105,7 @@ def test_bytes_are_those_that_two_ranks_send(ranks: RankPool, prepared: Path, ca
         assert ids == pytest.approx(sum(e.sent for e in split if not e.is_exact), rel=1 / 3)
 
 
-def sent_table_wise(tables: list[PlacedTable], sizes: StepSizes, rank: int) -> list[float]:
+def sent_table_wise(tables: list[PlacedTable], sizes: StepSizes, rank: int, number: int) -> list[float]:
     """Of tables that lie on one of two ranks each: lengths, ids, embeddings and their gradients, by hand."""
     whole = [table for table in tables if not table.is_split]
     own = [table for table in whole if table.rows_of_rank[rank]]
@@ -111,8 +115,8 @@ def sent_table_wise(tables: list[PlacedTable], sizes: StepSizes, rank: int) -> l
     return [
         8 * (4 if sizes.is_weighted else 3) + sum(4 * sizes.slots for _ in other),
         sum((12 if sizes.is_weighted else 8) * sizes.values[name] for _, name in other),
-        sum(4 * sizes.slots * table.dim * len(table.features) for table in own),
-        sum(4 * sizes.slots * table.dim for table, _ in other),
+        sum(number * sizes.slots * table.dim * len(table.features) for table in own),
+        sum(number * sizes.slots * table.dim for table, _ in other),
     ]
 
 

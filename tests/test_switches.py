@@ -137,6 +137,25 @@ def test_rounded_matrix_products_learn_the_same(ranks: RankPool, prepared: Path,
         assert rounded == pytest.approx(exact, rel=0.01) and rounded != exact
 
 
+@pytest.mark.parametrize("sharding", ["row_wise", "table_wise"])
+@pytest.mark.parametrize("name", ["plain", "interests", "weighted lists, thinned"])
+def test_embeddings_exchanged_in_half_teach_the_same(ranks: RankPool, prepared: Path, name: str, sharding: str) -> None:
+    """To the precision that float16 has, 1/2048, step after step; one rank exchanges nothing."""
+    train = config(sharding)
+    for change in SWITCHES.get(name, []):
+        change(train)
+    if name == "weighted lists, thinned" and sharding == "table_wise":
+        train.sharding.tables = {"words": "table_wise"}
+    exact, losses = ranks.run(2, after_steps, train, prepared)[0]
+    alone = ranks.run(1, after_steps, train, prepared)[0][1]
+    train.sharding.exchange = "float16"
+    rounded, rounded_losses = ranks.run(2, after_steps, train, prepared)[0]
+    assert rounded_losses == pytest.approx(losses, rel=0.003) and rounded_losses != losses
+    for parameter, value in exact.items():
+        assert (rounded[parameter] - value).abs().mean() < 0.002, parameter
+    assert ranks.run(1, after_steps, train, prepared)[0][1] == alone
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (REPOSITORY / "configs" / "model").glob("*.yaml")))
 def test_each_model_that_comes_ready_made_trains_on_two_ranks(ranks: RankPool, prepared: Path, name: str) -> None:
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):

@@ -67,25 +67,32 @@ def sharded_model(processes: Processes, config: TrainConfig, seed: int = 0) -> D
     return shard(model, config.sharding, config.optimizer, BATCH // processes.world_size, seed, processes)
 
 
+def training_reader(
+    processes: Processes, config: TrainConfig, folder: Path, assembler: BatchAssembler
+) -> TrainingReader:
+    """This rank's batches."""
+    layout = config.data.layout
+    opened = open_sequences if layout == "sequence" else partial(open_events, split="train")
+    files = opened(folder, SCHEMA, columns=assembler.columns(layout))
+    order = TrainingOrder(files.sizes, BATCH, STREAMS, seed=0)
+    return TrainingReader(files, layout, assembler, order, processes.rank, processes.world_size)
+
+
 def trained(processes: Processes, config: TrainConfig, folder: Path, steps: int, start: int = 0,
             model: DistributedModelParallel | None = None) -> tuple[DistributedModelParallel, list[float]]:  # fmt: skip
     """Takes steps through the module's own training_step, without Lightning's loop around it."""
     model = model or sharded_model(processes, config)
     catalog = Catalog(folder, SCHEMA)
     assembler = BatchAssembler(SCHEMA, features_of(config), catalog, config.model)
-    layout = config.data.layout
-    opened = open_sequences if layout == "sequence" else partial(open_events, split="train")
-    files = opened(folder, SCHEMA, columns=assembler.columns(layout))
-    order = TrainingOrder(files.sizes, BATCH, STREAMS, seed=0)
-    reader = TrainingReader(files, layout, assembler, order, processes.rank, processes.world_size)
+    reader = training_reader(processes, config, folder, assembler)
     reader.next_step = start
     module = RetrievalModule(model, config, assembler, catalog, reader, processes, num_steps=100)
     module.log = lambda *args, **kwargs: None
     chosen = module.configure_optimizers()
     losses = []
-    for batch in islice(reader, steps):
-        module.on_train_batch_start(batch, batch.step)
-        loss = module.training_step(batch)
+    for staged in islice(module.pipeline, steps):
+        module.on_train_batch_start(staged, staged.batch.step)
+        loss = module.training_step(staged)
         loss.backward()
         module.on_before_optimizer_step(None)
         if chosen is not None:  # a model of tables alone has none

@@ -100,6 +100,7 @@ def check_train_config(config: TrainConfig) -> None:
             raise UserError(name, share, "a share in [0, 1)", f"set {name}=0.1")
     require_one_of("optimizer.embedding", config.optimizer.embedding, ("rowwise_adagrad", "sgd"))
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
+    require_one_of("sharding.exchange", config.sharding.exchange, ("float32", "float16"))
     require_one_of("run.matrix_products", config.run.matrix_products, ("float32", "bfloat16"))
     require_one_of("run.on_non_finite", config.run.on_non_finite, ("stop", "leave_out"))
     require_one_of("run.on_failed_checkpoint", config.run.on_failed_checkpoint, ("stop", "go_on"))

@@ -155,6 +155,10 @@ class ShardingConfig:
     """Of the categoricals' tables; null leaves it to the planner."""
     tables: dict[str, str] = field(default_factory=dict)
     """Of a single table, by name, where the two above do not suit."""
+    exchange: str = "float32"
+    """float32, or float16: as what training, with its validations, sends embeddings and their gradients from rank to
+    rank, candidates' too. Gradients are multiplied by data.global_batch_size on their way, and held to what float16
+    can hold."""
     host_memory: bool = False
     """Whether tables that GPUs cannot hold may lie in the host's memory, with a fifth of their rows cached on the GPU
     (UVM caching): many times slower for rows that are not."""

@@ -125,6 +125,10 @@ class RetrievalBatch:
         """The batch on another device."""
         return _each(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the memory of the batch, on a GPU, until what the stream has been given to do is done."""
+        _each(self, lambda tensor: tensor.record_stream(stream))
+
     def pin_memory(self) -> "RetrievalBatch":
         """The batch in pinned host memory, from which copies to a GPU need not be waited for."""
         return _each(self, lambda tensor: tensor.pin_memory())

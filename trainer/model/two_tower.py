@@ -1,6 +1,7 @@
 """The model: one collection of embedding tables under two towers."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +63,14 @@ class TwoTower(nn.Module):
         self._of_event = frozenset(feature.name for feature in features if feature.per_event)
         self.temperature = Temperature(config.loss.temperature, config.loss.learn_temperature)
 
-    def forward(self, batch: RetrievalBatch) -> tuple[Tensor | None, Tensor | None]:
-        """Embeddings of queries, float32 [Q, D] or [Q, K, D], and of items, [U, D]; None where there are none."""
-        embedded = self.embeddings(batch.sparse_features).to_dict()
+    def forward(self, batch: RetrievalBatch, sparse_features: Any = None) -> tuple[Tensor | None, Tensor | None]:
+        """Embeddings of queries, float32 [Q, D] or [Q, K, D], and of items, [U, D]; None where there are none.
+
+        Args:
+            batch: all that the towers see.
+            sparse_features: the batch's, in another form that the tables take.
+        """
+        embedded = self.embeddings(batch.sparse_features if sparse_features is None else sparse_features).to_dict()
         item_UD = None
         if batch.item_dense is not None:
             of_items = {name: embedded[name][: len(batch.item_row)] for name in self.candidate_tower.sparse_names}

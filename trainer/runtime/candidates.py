@@ -32,19 +32,22 @@ class GlobalCandidates:
     train_share_N: Tensor
 
 
-def gather_candidates(candidate_CD: Tensor, batch: RetrievalBatch, sizes: Sequence[int]) -> GlobalCandidates:
+def gather_candidates(
+    candidate_CD: Tensor, batch: RetrievalBatch, sizes: Sequence[int], gradient_scale: float | None = None
+) -> GlobalCandidates:
     """Every rank's candidates on every rank.
 
     Args:
         candidate_CD: this rank's.
         batch: of this rank.
         sizes: C of each rank.
+        gradient_scale: see gather_with_gradient.
     """
     row_C, count_C = batch.item_row[: batch.num_candidates], (batch.positive_count, batch.uniform_count)
     # float64 holds rows and counts exactly, so that one exchange does for all
     told_C4 = torch.stack([row_C.double(), *(count.double() for count in count_C), batch.train_share.double()], dim=1)
     row_N, positive_count_N, uniform_count_N, train_share_N = gather_ragged(told_C4, sizes).unbind(1)
-    embedding_ND = _without_padding(gather_with_gradient(_padded(candidate_CD, max(sizes))), sizes)
+    embedding_ND = _without_padding(gather_with_gradient(_padded(candidate_CD, max(sizes)), gradient_scale), sizes)
     return GlobalCandidates(
         embedding_ND, row_N.long(), positive_count_N.float(), uniform_count_N.float(), train_share_N.float()
     )

@@ -1,6 +1,6 @@
 """A trained model, sharded over the processes at hand, with the data it reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torchrec.distributed import DistributedModelParallel
@@ -70,7 +70,8 @@ def load_model(run: SavedRun, batch_size_per_rank: int, processes: Processes) ->
     refuse_damaged(run.checkpoint)
     model = make_model(run.trained, run.assembler.features, run.config)
     config = run.config
-    sharded = shard(model, config.sharding, config.optimizer, batch_size_per_rank, config.run.seed, processes)
+    exact = replace(config.sharding, exchange="float32")
+    sharded = shard(model, exact, config.optimizer, batch_size_per_rank, config.run.seed, processes)
     checkpoint.load(sharded, run.checkpoint)
     return sharded.eval()
 

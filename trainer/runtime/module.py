@@ -12,15 +12,15 @@ from torchrec.distributed import DistributedModelParallel
 
 from trainer.config import TrainConfig
 from trainer.data.assembly import BatchAssembler
-from trainer.data.batch import QueryBatch, RetrievalBatch
+from trainer.data.batch import QueryBatch
 from trainer.data.catalog import Catalog
 from trainer.data.events import TrainingReader
 from trainer.model.two_tower import TwoTower
 from trainer.runtime.evaluation import Evaluation, evaluate_model
 from trainer.runtime.gather import gather
-from trainer.runtime.lockstep import sizes_of_all
 from trainer.runtime.non_finite import NonFiniteSteps
 from trainer.runtime.optimizers import dense_optimizer, schedule, set_table_learning_rate
+from trainer.runtime.pipeline import Pipeline, StagedBatch
 from trainer.runtime.processes import Processes
 from trainer.runtime.training_loss import TrainingLoss
 
@@ -45,7 +45,8 @@ class RetrievalModule(pl.LightningModule):
         super().__init__()
         self.model: nn.Module = model
         self._products = getattr(torch, config.run.matrix_products)
-        self.loss = TrainingLoss(config.model.loss, len(catalog), processes, self._products)
+        scale = float(config.data.global_batch_size) if config.sharding.exchange == "float16" else None
+        self.loss = TrainingLoss(config.model.loss, len(catalog), processes, self._products, scale)
         self.reader = reader
         self._config, self._assembler, self._catalog = config, assembler, catalog
         self._processes, self._num_steps = processes, num_steps
@@ -53,20 +54,21 @@ class RetrievalModule(pl.LightningModule):
         self.pause_wanted: Callable[[], bool] = lambda: False
         """Whether this rank has something for all to see to after the step in hand."""
         self.pause = False
-        """Whether any rank had, when the step began; so all pause after the same one."""
+        """Whether any rank had, when its sizes were told; so all pause after the same step."""
 
-    def training_step(self, batch: RetrievalBatch) -> Tensor:
+    def training_step(self, staged: StagedBatch) -> Tensor:
         """Scores this rank's queries against the candidates of all ranks."""
+        batch, sizes = staged.batch, staged.sizes
         # what is dropped at a step is the same however often the run was interrupted before
         seed = zlib.crc32(f"{self._config.run.seed}/{batch.step}/{self._processes.rank}".encode())
         torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a stack where there is no GPU
         if self._processes.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        sizes = sizes_of_all(batch, self.pause_wanted())
         self.pause = sizes.pause
         rounds = self._products != torch.float32
         with torch.autocast(self._processes.device.type, self._products, enabled=rounds):
-            query_QD, item_UD = self.model(batch.with_slots(sizes.slots))
+            query_QD, item_UD = self.model(batch, staged.exchange)
+        self.pipeline.send_ids()  # of the next batch, while this one goes on
         temperature = cast(DistributedModelParallel, self.model).module.temperature()
         loss = self.loss(query_QD / temperature, item_UD, batch, sizes)
         if (batch.step + 1) % self._config.run.log_every == 0:  # when Lightning writes to the logs
@@ -89,6 +91,7 @@ class RetrievalModule(pl.LightningModule):
         The model is sharded by now, so that its backward pass can be watched from here on.
         """
         sharded = cast(DistributedModelParallel, self.model)
+        self.pipeline = Pipeline(self.reader, sharded, self._processes, lambda: self.pause_wanted())
         self.non_finite = NonFiniteSteps(sharded, self._config.run, self.reader, self._processes)
         dense = dense_optimizer(self.model, self._config.optimizer, self._num_steps)
         if dense is None:
@@ -96,11 +99,11 @@ class RetrievalModule(pl.LightningModule):
         optimizer, scheduler = dense
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_batch_start(self, batch: RetrievalBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, staged: StagedBatch, batch_idx: int) -> None:
         """Sets the tables' learning rate, where it changes."""
         config = self._config.optimizer
         if config.schedule != "constant":
-            rate = config.embedding_learning_rate * schedule(config, self._num_steps)(batch.step)
+            rate = config.embedding_learning_rate * schedule(config, self._num_steps)(staged.batch.step)
             set_table_learning_rate(cast(DistributedModelParallel, self.model), rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -113,16 +116,16 @@ class RetrievalModule(pl.LightningModule):
         self.loss.load_state_dict(checkpoint["loss"])
         self.non_finite.left_out = checkpoint["steps_left_out"]
 
-    def train_dataloader(self) -> TrainingReader:
-        """The reader, beginning where the newest checkpoint ended."""
+    def train_dataloader(self) -> Pipeline:
+        """The reader's batches, beginning where the newest checkpoint ended."""
         self.reader.next_step = self.global_step
-        return self.reader
+        return self.pipeline
 
     def transfer_batch_to_device(
-        self, batch: RetrievalBatch | QueryBatch, device: torch.device, dataloader_idx: int
-    ) -> RetrievalBatch | QueryBatch:
-        """Does not wait for the copy, which from pinned memory goes on beside what the GPU still has to do."""
-        return batch.to(device, non_blocking=True)
+        self, batch: StagedBatch | QueryBatch, device: torch.device, dataloader_idx: int
+    ) -> StagedBatch | QueryBatch:
+        """Those of training are there already."""
+        return batch if isinstance(batch, StagedBatch) else batch.to(device, non_blocking=True)
 
     def on_validation_epoch_start(self) -> None:
         """Embeds the catalogue."""

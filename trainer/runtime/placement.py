@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import (
@@ -38,7 +39,21 @@ class _BagSharder(EmbeddingBagCollectionSharder):
         return types + [t for t in (ShardingType.ROW_WISE.value,) if t not in types]
 
 
-SHARDERS = [cast(ModuleSharder[nn.Module], _BagSharder())]
+def sharders(exchange: str, global_batch_size: int) -> list[ModuleSharder[nn.Module]]:
+    """Of the tables, whose embeddings go from rank to rank as `exchange` says.
+
+    After Yang et al. 2020, "Training Deep Learning Recommendation Model with Quantized Collective Communications".
+
+    Args:
+        exchange: float32 or float16.
+        global_batch_size: by which gradients, of a mean over so many rows, are multiplied on their way in float16:
+            small ones would vanish.
+    """
+    codecs = None
+    if exchange == "float16":
+        half = QCommsConfig(CommType.FP16, CommType.FP16, backward_loss_scale=float(global_batch_size))
+        codecs = get_qcomm_codecs_registry(half, device=torch.device("cpu"))  # which of a GPU's are no others
+    return [cast(ModuleSharder[nn.Module], _BagSharder(qcomm_codecs_registry=codecs))]
 
 
 @dataclass(frozen=True)

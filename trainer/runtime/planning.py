@@ -19,13 +19,13 @@ from trainer.data.schema import read_schema
 from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower, make_model
 from trainer.runtime.placement import (
-    SHARDERS,
     SHARE_KEPT_FREE,
     Cluster,
     check_tables,
     fuse_optimizer,
     make_planner,
     planned,
+    sharders,
 )
 from trainer.runtime.step_costs import FLOAT, Exchange, PlacedTable, exchanges, memory, seconds
 from trainer.runtime.step_sizes import StepSizes, step_sizes, with_rows
@@ -112,7 +112,7 @@ class Planning:
         all_distinct = self._schema.item_id.table in plan.rows
         sizes = step_sizes(config, self._schema, self._features, assembler, files, at_once, ranks, all_distinct)
         held = memory(sizes, tables, ranks, dim, plan.device)
-        sent = exchanges(sizes, tables, ranks, dim)
+        sent = exchanges(sizes, tables, ranks, dim, config.sharding.exchange)
         local = plan.ranks_per_node
         copies = sum(held[name] for name in ("rows of tables", "their optimizer's state")) * local
         host = {
@@ -144,7 +144,8 @@ class Planning:
         ranks = plan.nodes * plan.ranks_per_node
         cluster = Cluster(plan.device, ranks, plan.ranks_per_node, of_device, of_host)
         planner = make_planner(model, config.sharding, batch_size_per_rank, cluster)
-        found = planned(config.sharding, partial(planner.plan, model, SHARDERS)).plan["embeddings"]
+        of_tables = sharders(config.sharding.exchange, config.data.global_batch_size)
+        found = planned(config.sharding, partial(planner.plan, model, of_tables)).plan["embeddings"]
         assert isinstance(found, EmbeddingModuleShardingPlan)
         state = FLOAT if config.optimizer.embedding == "rowwise_adagrad" else 0
         return [_placed(table, found[table.name], ranks, state) for table in model.embeddings.embedding_bag_configs()]

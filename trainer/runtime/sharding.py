@@ -15,7 +15,7 @@ from torchrec.distributed.types import ShardingEnv
 from trainer.config import OptimizerConfig, ShardingConfig
 from trainer.model.two_tower import TwoTower
 from trainer.runtime.initialization import initialize_rows
-from trainer.runtime.placement import SHARDERS, Cluster, fuse_optimizer, make_planner, planned
+from trainer.runtime.placement import Cluster, fuse_optimizer, make_planner, planned, sharders
 from trainer.runtime.processes import Processes
 
 OUTSIDE_FORWARD = "temperature.place"
@@ -40,7 +40,8 @@ def shard(
     """
     fuse_optimizer(model, optimizer)
     planner = make_planner(model, sharding, batch_size_per_rank, _cluster(processes))
-    plan = planned(sharding, partial(planner.collective_plan, model, SHARDERS, dist.group.WORLD))
+    of_tables = sharders(sharding.exchange, batch_size_per_rank * processes.world_size)
+    plan = planned(sharding, partial(planner.collective_plan, model, of_tables, dist.group.WORLD))
     for name, dense in model.named_children():
         if name != "embeddings":
             dense.to(processes.device)  # DistributedModelParallel does so only where there are dense parameters
@@ -49,7 +50,7 @@ def shard(
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=processes.device,
         plan=plan,
-        sharders=SHARDERS,
+        sharders=of_tables,
         # Otherwise DistributedDataParallel rearranges gradients after its first step, and with them the order in which
         # three or more ranks add them up: a run that goes on from a checkpoint would differ in the last bits. The
         # temperature is used after `forward` alone, which looks unused; runtime/module.py averages its gradient.

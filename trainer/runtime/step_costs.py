@@ -15,7 +15,7 @@ from trainer.runtime.training_loss import LOGITS_ON_A_GPU
 
 # W ranks, L of them on a machine, S slots, N candidates over all ranks, D embedding dim
 
-FLOAT, DOUBLE, LONG, INT = 4, 8, 8, 4
+HALF, FLOAT, DOUBLE, LONG, INT = 2, 4, 8, 8, 4
 CACHED = 0.2
 """Share of the rows of a table in the host's memory that the GPU caches: TorchRec's default."""
 _PASSES = 9
@@ -87,7 +87,9 @@ class Exchange:
         return slower / cluster.efficiency + self.collectives * cluster.collective_us / 1e6
 
 
-def exchanges(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int) -> list[Exchange]:
+def exchanges(
+    sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int, exchanged: str = "float32"
+) -> list[Exchange]:
     """What a rank sends in a step, in this order.
 
     Args:
@@ -95,9 +97,11 @@ def exchanges(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: 
         tables: placed.
         ranks: W.
         dim: D.
+        exchanged: as what embeddings and their gradients are sent.
     """
     if ranks == 1:
         return []
+    number = HALF if exchanged == "float16" else FLOAT
     others, candidates = ranks - 1, sizes.candidates
     found = [Exchange("sizes of the batches", "gather", 5 * DOUBLE * others)]
     of_value = LONG + (FLOAT if sizes.is_weighted else 0)
@@ -112,25 +116,25 @@ def exchanges(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: 
         found += [
             Exchange("lengths of lists of ids, row-wise", "all_to_all", told, collectives=2),
             Exchange("ids, row-wise", "all_to_all", of_value * values * others / ranks, False, per_value - 2),
-            Exchange("embeddings, row-wise", "gather", FLOAT * sizes.slots * widths * others),
-            Exchange("gradients of embeddings, row-wise", "gather", FLOAT * sizes.slots * widths * others),
+            Exchange("embeddings, row-wise", "gather", number * sizes.slots * widths * others),
+            Exchange("gradients of embeddings, row-wise", "gather", number * sizes.slots * widths * others),
         ]
     if whole:
         numbers = _by_rank(whole, lambda table: len(table.features), ranks)
         values_of = _by_rank(whole, lambda table: sum(sizes.values[name] for name in table.features), ranks)
         widths_of = _by_rank(whole, lambda table: table.dim * len(table.features), ranks)
         told = LONG * per_value * others + INT * sizes.slots * _most_of_others(numbers)
-        back = FLOAT * sizes.slots * _most_of_others(widths_of)
+        back = number * sizes.slots * _most_of_others(widths_of)
         found += [
             Exchange("lengths of lists of ids, table-wise", "all_to_all", told, collectives=2),
             Exchange("ids, table-wise", "all_to_all", of_value * _most_of_others(values_of), False, per_value - 2),
-            Exchange("embeddings, table-wise", "all_to_all", FLOAT * sizes.slots * max(widths_of) * others),
+            Exchange("embeddings, table-wise", "all_to_all", number * sizes.slots * max(widths_of) * others),
             Exchange("gradients of embeddings, table-wise", "all_to_all", back),
         ]
     found += [
         Exchange("rows and counts of candidates", "gather", 4 * DOUBLE * candidates * others),
-        Exchange("embeddings of candidates", "gather", FLOAT * dim * candidates * others),
-        Exchange("gradients of candidates", "gather", FLOAT * dim * candidates * others),
+        Exchange("embeddings of candidates", "gather", number * dim * candidates * others),
+        Exchange("gradients of candidates", "gather", number * dim * candidates * others),
     ]
     if sizes.tells_users:
         found.append(Exchange("who has chosen what", "gather", 2 * LONG * sizes.positives * others))
@@ -152,7 +156,8 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
         "rows of tables": sum(table.weights(rank) for table in tables),
         "their optimizer's state": sum(table.state(rank) for table in tables),
         "layers, gradients, AdamW": 4.0 * FLOAT * sum(sizes.dense_parameters),
-        "batches": (2.0 if on_gpu else DEPTH + 2.0) * sizes.batch_bytes,
+        # in hand, on its way, copied, and on a CPU those read ahead
+        "batches": (3.0 if on_gpu else DEPTH + 4.0) * sizes.batch_bytes,
         # bags of all ranks and their gradient, which gloo copies; received, averaged, side by side, and their gradient
         "looked-up embeddings": FLOAT * ((2.0 if on_gpu else 3.0) * (ranks * bags) + 4.0 * received),
         "towers, kept and their gradients": 2.0 * sizes.activation_bytes,

@@ -30,12 +30,15 @@ class TrainingLoss(nn.Module):
         num_items: in the catalogue.
         processes: this process's place.
         products: to what matrix products are rounded.
+        gradient_scale: of candidates' exchange; see gather_with_gradient.
     """
 
     def __init__(
-        self, config: LossConfig, num_items: int, processes: Processes, products: torch.dtype = torch.float32
-    ) -> None:
+        self, config: LossConfig, num_items: int, processes: Processes, products: torch.dtype = torch.float32,
+        gradient_scale: float | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self._gradient_scale = gradient_scale
         self._config, self._num_items, self._rank = config, num_items, processes.rank
         at_once = LOGITS_ON_A_GPU if processes.device.type == "cuda" else LOGITS_ON_A_CPU
         self._workspace = Workspace(at_once, products)
@@ -51,7 +54,7 @@ class TrainingLoss(nn.Module):
             batch: they are of.
             sizes: of all ranks' batches.
         """
-        candidates = gather_candidates(item_UD[: batch.num_candidates], batch, sizes.candidates)
+        candidates = gather_candidates(item_UD[: batch.num_candidates], batch, sizes.candidates, self._gradient_scale)
         if query_QD.dim() == 3:
             query_QD = _nearest_interest(query_QD, item_UD[batch.positive])
         positive_P = batch.positive + sum(sizes.candidates[: self._rank])
