@@ -48,10 +48,10 @@ def train() -> None:
             threading.Event().wait()
         return read(files, group)
 
-    def step(module: RetrievalModule, batch: Any) -> Any:
-        if batch.step == 5 and os.environ["RANK"] == "1":
+    def step(module: RetrievalModule, staged: Any) -> Any:
+        if staged.batch.step == 5 and os.environ["RANK"] == "1":
             hang.set()
-        return training_step(module, batch)
+        return training_step(module, staged)
 
     RowGroups.read, RetrievalModule.training_step = hanging_read, step  # type: ignore[method-assign]
     from trainer.config import run_command
