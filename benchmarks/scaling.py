@@ -17,6 +17,8 @@ from pathlib import Path
 
 from steps import Work, make_data, measured, plan
 
+from trainer.runtime.quiet import quieten_libraries
+
 ROWS, BATCH, SEVERAL = 1_000_000, 4096, (1, 2, 4, 8)
 TABLES = {
     "strong scaling: 4,096 rows in all": [Work(ranks, ROWS, BATCH // ranks, steps=30) for ranks in SEVERAL],
@@ -45,6 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
+    quieten_libraries()
     make_data(out)
     for title, works in TABLES.items():
         print(title, flush=True)
