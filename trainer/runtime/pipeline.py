@@ -122,7 +122,8 @@ class Pipeline:
     def _begin(self, batch: RetrievalBatch, sizes: Sizes) -> StagedBatch:
         if self._exchanging is not None and self._copying is not None:
             self._exchanging.wait_stream(self._copying)
-            batch.record_stream(self._exchanging)
+            for user in (self._exchanging, torch.cuda.current_stream()):  # else its memory could be given away before
+                batch.record_stream(user)
         with _on(self._exchanging):
             batch = batch.with_slots(sizes.slots)
         self._newest = Exchange(self._embeddings, batch, self._exchanging)
