@@ -153,21 +153,20 @@ def split(out: Path, work: str) -> None:
     import torch
     from hydra import compose, initialize_config_dir
     from stopwatch import Stopwatch
-    from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
     from trainer.data.prefetch import Prefetch
     from trainer.model.tower import Tower
     from trainer.runtime import training_loss
     from trainer.runtime.callbacks import Throughput
     from trainer.runtime.fit import fit
-    from trainer.runtime.pipeline import Pipeline
+    from trainer.runtime.pipeline import IdExchange, Pipeline
     from trainer.runtime.strategy import ShardedStrategy
 
     watch, began = Stopwatch(), [0.0]
     watch.watch(Prefetch, "__next__", "read")
     watch.watch(Pipeline, "_begin", "exchange")
     watch.watch(training_loss, "gather_candidates", "exchange")
-    watch.watch(ShardedEmbeddingBagCollection, "forward", "lookup")
+    watch.watch(IdExchange, "look_up", "lookup")
     watch.watch(Tower, "forward", "towers")
     watch.watch(training_loss.TrainingLoss, "forward", "loss")
     watch.watch(ShardedStrategy, "backward", "backward and tables' update")

@@ -93,7 +93,7 @@ def test_a_rank_tells_the_others_a_batch_ahead(ranks: RankPool, prepared: Path) 
 WATCHED = """
 import functools, sys
 from trainer.runtime.module import RetrievalModule
-from trainer.runtime.pipeline import Exchange, Pipeline
+from trainer.runtime.pipeline import IdExchange, Pipeline
 
 numbers = {}
 
@@ -105,13 +105,13 @@ def telling(kind, name, what, step_of):
         return method(self, *arguments)
     setattr(kind, name, told)
 
-def new(self, embeddings, batch, aside, made=Exchange.__init__):
+def new(self, embeddings, batch, aside, made=IdExchange.__init__):
     made(self, embeddings, batch, aside)
     numbers[self] = batch.step
 
-Exchange.__init__ = new
+IdExchange.__init__ = new
 telling(Pipeline, "_begin", "begin", lambda self, batch, sizes: batch.step)
-telling(Exchange, "send", "send", lambda self: numbers[self])
+telling(IdExchange, "send", "send", lambda self: numbers[self])
 telling(RetrievalModule, "training_step", "step", lambda self, staged: staged.batch.step)
 telling(RetrievalModule, "on_before_optimizer_step", "update", lambda self, optimizer: self.global_step)
 from trainer.config import run_command

@@ -21,6 +21,7 @@ from trainer.runtime.gather import gather
 from trainer.runtime.non_finite import NonFiniteSteps
 from trainer.runtime.optimizers import dense_optimizer, schedule, set_table_learning_rate
 from trainer.runtime.pipeline import Pipeline, StagedBatch
+from trainer.runtime.placement import gradient_scale
 from trainer.runtime.processes import Processes
 from trainer.runtime.training_loss import TrainingLoss
 
@@ -45,7 +46,7 @@ class RetrievalModule(pl.LightningModule):
         super().__init__()
         self.model: nn.Module = model
         self._products = getattr(torch, config.run.matrix_products)
-        scale = float(config.data.global_batch_size) if config.sharding.exchange == "float16" else None
+        scale = gradient_scale(config.sharding, config.data.global_batch_size)
         self.loss = TrainingLoss(config.model.loss, len(catalog), processes, self._products, scale)
         self.reader = reader
         self._config, self._assembler, self._catalog = config, assembler, catalog

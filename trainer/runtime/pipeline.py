@@ -23,7 +23,7 @@ from trainer.runtime.lockstep import Sizes, tell_sizes
 from trainer.runtime.processes import Processes
 
 
-class Exchange:
+class IdExchange:
     """Ids of a batch, on their way to the ranks that hold their rows.
 
     Ranks tell one another how many there are, then which; each part is waited for by the next alone.
@@ -74,7 +74,7 @@ class StagedBatch:
 
     batch: RetrievalBatch
     sizes: Sizes
-    exchange: Exchange
+    exchange: IdExchange
 
 
 class Pipeline:
@@ -84,7 +84,7 @@ class Pipeline:
 
     Args:
         reader: of this rank's batches.
-        model: sharded; from now on its tables take an Exchange in the place of ids.
+        model: sharded; from now on its tables take an IdExchange in the place of ids.
         processes: this process's place.
         pause_wanted: whether this rank has something for all to see to.
     """
@@ -98,7 +98,7 @@ class Pipeline:
         self._embeddings.forward = partial(_forward, self._embeddings)
         on_gpu = processes.device.type == "cuda"
         self._copying, self._exchanging = (torch.cuda.Stream(self._device) if on_gpu else None for _ in range(2))
-        self._newest: Exchange | None = None
+        self._newest: IdExchange | None = None
 
     def __iter__(self) -> Iterator[StagedBatch]:
         batches = iter(self._reader)
@@ -126,13 +126,13 @@ class Pipeline:
                 batch.record_stream(user)
         with _on(self._exchanging):
             batch = batch.with_slots(sizes.slots)
-        self._newest = Exchange(self._embeddings, batch, self._exchanging)
+        self._newest = IdExchange(self._embeddings, batch, self._exchanging)
         return StagedBatch(batch, sizes, self._newest)
 
 
 def _forward(embeddings: ShardedEmbeddingBagCollection, features: Any) -> LazyAwaitable[KeyedTensor]:
     """Of tables, for features that are on their way as well as for those that are not."""
-    return features.look_up() if isinstance(features, Exchange) else type(embeddings).forward(embeddings, features)
+    return features.look_up() if isinstance(features, IdExchange) else type(embeddings).forward(embeddings, features)
 
 
 def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:

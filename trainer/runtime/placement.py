@@ -39,19 +39,20 @@ class _BagSharder(EmbeddingBagCollectionSharder):
         return types + [t for t in (ShardingType.ROW_WISE.value,) if t not in types]
 
 
-def sharders(exchange: str, global_batch_size: int) -> list[ModuleSharder[nn.Module]]:
-    """Of the tables, whose embeddings go from rank to rank as `exchange` says.
+def gradient_scale(config: ShardingConfig, global_batch_size: int) -> float | None:
+    """By what gradients, of a mean over so many rows, are multiplied on their way in float16: small ones would vanish.
 
-    After Yang et al. 2020, "Training Deep Learning Recommendation Model with Quantized Collective Communications".
-
-    Args:
-        exchange: float32 or float16.
-        global_batch_size: by which gradients, of a mean over so many rows, are multiplied on their way in float16:
-            small ones would vanish.
+    None where float32 is exchanged. After Yang et al. 2020, "Training Deep Learning Recommendation Model with Quantized
+    Collective Communications".
     """
+    return float(global_batch_size) if config.exchange == "float16" else None
+
+
+def sharders(scale: float | None) -> list[ModuleSharder[nn.Module]]:
+    """Of the tables; `gradient_scale` says as what their embeddings are exchanged."""
     codecs = None
-    if exchange == "float16":
-        half = QCommsConfig(CommType.FP16, CommType.FP16, backward_loss_scale=float(global_batch_size))
+    if scale is not None:
+        half = QCommsConfig(CommType.FP16, CommType.FP16, backward_loss_scale=scale)
         codecs = get_qcomm_codecs_registry(half, device=torch.device("cpu"))  # which of a GPU's are no others
     return [cast(ModuleSharder[nn.Module], _BagSharder(qcomm_codecs_registry=codecs))]
 

@@ -23,6 +23,7 @@ from trainer.runtime.placement import (
     Cluster,
     check_tables,
     fuse_optimizer,
+    gradient_scale,
     make_planner,
     planned,
     sharders,
@@ -144,7 +145,7 @@ class Planning:
         ranks = plan.nodes * plan.ranks_per_node
         cluster = Cluster(plan.device, ranks, plan.ranks_per_node, of_device, of_host)
         planner = make_planner(model, config.sharding, batch_size_per_rank, cluster)
-        of_tables = sharders(config.sharding.exchange, config.data.global_batch_size)
+        of_tables = sharders(gradient_scale(config.sharding, config.data.global_batch_size))
         found = planned(config.sharding, partial(planner.plan, model, of_tables)).plan["embeddings"]
         assert isinstance(found, EmbeddingModuleShardingPlan)
         state = FLOAT if config.optimizer.embedding == "rowwise_adagrad" else 0

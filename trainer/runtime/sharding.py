@@ -15,7 +15,7 @@ from torchrec.distributed.types import ShardingEnv
 from trainer.config import OptimizerConfig, ShardingConfig
 from trainer.model.two_tower import TwoTower
 from trainer.runtime.initialization import initialize_rows
-from trainer.runtime.placement import Cluster, fuse_optimizer, make_planner, planned, sharders
+from trainer.runtime.placement import Cluster, fuse_optimizer, gradient_scale, make_planner, planned, sharders
 from trainer.runtime.processes import Processes
 
 OUTSIDE_FORWARD = "temperature.place"
@@ -40,7 +40,7 @@ def shard(
     """
     fuse_optimizer(model, optimizer)
     planner = make_planner(model, sharding, batch_size_per_rank, _cluster(processes))
-    of_tables = sharders(sharding.exchange, batch_size_per_rank * processes.world_size)
+    of_tables = sharders(gradient_scale(sharding, batch_size_per_rank * processes.world_size))
     plan = planned(sharding, partial(planner.collective_plan, model, of_tables, dist.group.WORLD))
     for name, dense in model.named_children():
         if name != "embeddings":

@@ -87,9 +87,7 @@ class Exchange:
         return slower / cluster.efficiency + self.collectives * cluster.collective_us / 1e6
 
 
-def exchanges(
-    sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int, exchanged: str = "float32"
-) -> list[Exchange]:
+def exchanges(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int, exchanged: str) -> list[Exchange]:
     """What a rank sends in a step, in this order.
 
     Args:
