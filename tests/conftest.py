@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -5,6 +6,11 @@ import pytest
 
 from tests.prepared import write_prepared
 from tests.ranks import RankPool
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays, so the collector need not go through it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

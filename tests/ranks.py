@@ -65,10 +65,13 @@ class RankPool:
 
 
 def _work(requests: Connection) -> None:
-    import torch
+    from trainer.first_imports import first_imports
 
-    from trainer.runtime.processes import Processes, joined
-    from trainer.runtime.quiet import quieten_libraries
+    with first_imports():
+        import torch
+
+        from trainer.runtime.processes import Processes, joined
+        from trainer.runtime.quiet import quieten_libraries
 
     quieten_libraries()
     torch.set_num_threads(1)

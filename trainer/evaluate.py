@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from trainer.checks import check_evaluate_config
 from trainer.config import CONFIG_DIR, EvaluateConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
+from trainer.first_imports import first_imports
 
 register_configs()
 
@@ -35,27 +36,27 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         UserError: before any process group exists, if the run or its data is not as it must be.
     """
     check_evaluate_config(config)
-    # after the config is known to be sound: these imports take seconds
-    import torch
-    from tqdm.auto import tqdm
+    with first_imports():  # after the config is known to be sound
+        import torch
+        from tqdm.auto import tqdm
 
-    from trainer.data.events import HeldOutReader
-    from trainer.data.row_groups import open_events
-    from trainer.data.shares import share_of_rank, steps_of_all
-    from trainer.data.slices import check_slices, read_labels
-    from trainer.data.transitions import check_transitions
-    from trainer.model.exposure import popularity_percentile
-    from trainer.report.examples import MOST_QUERIES
-    from trainer.report.sample import MOST_ITEMS, fixed_sample
-    from trainer.runtime import report
-    from trainer.runtime.embedding import embed_on_first
-    from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
-    from trainer.runtime.ials import check_ials, evaluate_ials
-    from trainer.runtime.loading import load_model, open_run
-    from trainer.runtime.markov import evaluate_markov
-    from trainer.runtime.processes import find_processes, joined
-    from trainer.runtime.quiet import quieten_libraries
-    from trainer.runtime.whole_files import write
+        from trainer.data.events import HeldOutReader
+        from trainer.data.row_groups import open_events
+        from trainer.data.shares import share_of_rank, steps_of_all
+        from trainer.data.slices import check_slices, read_labels
+        from trainer.data.transitions import check_transitions
+        from trainer.model.exposure import popularity_percentile
+        from trainer.report.examples import MOST_QUERIES
+        from trainer.report.sample import MOST_ITEMS, fixed_sample
+        from trainer.runtime import report
+        from trainer.runtime.embedding import embed_on_first
+        from trainer.runtime.evaluation import evaluate_model, evaluate_popularity
+        from trainer.runtime.ials import check_ials, evaluate_ials
+        from trainer.runtime.loading import load_model, open_run
+        from trainer.runtime.markov import evaluate_markov
+        from trainer.runtime.processes import find_processes, joined
+        from trainer.runtime.quiet import quieten_libraries
+        from trainer.runtime.whole_files import write
 
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)

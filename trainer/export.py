@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from trainer.checks import check_export_config
 from trainer.config import CONFIG_DIR, ExportConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
+from trainer.first_imports import first_imports
 
 register_configs()
 
@@ -33,14 +34,14 @@ def export(config: ExportConfig) -> None:
             to be verified is not what it says.
     """
     check_export_config(config)
-    # after the config is known to be sound: these imports take seconds
-    from trainer.runtime.changed_items import ChangedItems
-    from trainer.runtime.loading import open_run
-    from trainer.runtime.processes import find_processes, joined
-    from trainer.runtime.quiet import quieten_libraries
-    from trainer.runtime.shard_files import write_shards
-    from trainer.runtime.shard_proof import prove
-    from trainer.runtime.shards import ItemShards, QueryShards, Shards, TableShards
+    with first_imports():  # after the config is known to be sound
+        from trainer.runtime.changed_items import ChangedItems
+        from trainer.runtime.loading import open_run
+        from trainer.runtime.processes import find_processes, joined
+        from trainer.runtime.quiet import quieten_libraries
+        from trainer.runtime.shard_files import write_shards
+        from trainer.runtime.shard_proof import prove
+        from trainer.runtime.shards import ItemShards, QueryShards, Shards, TableShards
 
     quieten_libraries()
     side = config.export.side

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from trainer.checks import check_index_config
 from trainer.config import CONFIG_DIR, IndexConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
+from trainer.first_imports import first_imports
 
 register_configs()
 
@@ -31,13 +32,13 @@ def index(config: IndexConfig) -> None:
         UserError: one of these is missing or of another model, or the settings do not fit.
     """
     check_index_config(config)
-    # after the config is known to be sound: these imports take seconds
-    import faiss
+    with first_imports():  # after the config is known to be sound
+        import faiss
 
-    from trainer.retrieval.recommender import open_tower, refuse_other_model
-    from trainer.runtime.index_building import build, check_index, measure
-    from trainer.runtime.served_queries import ServedQueries
-    from trainer.runtime.stored_items import StoredItems
+        from trainer.retrieval.recommender import open_tower, refuse_other_model
+        from trainer.runtime.index_building import build, check_index, measure
+        from trainer.runtime.served_queries import ServedQueries
+        from trainer.runtime.stored_items import StoredItems
 
     if config.run.threads is not None:
         faiss.omp_set_num_threads(config.run.threads)

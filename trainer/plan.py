@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from trainer.checks import check_plan_config
 from trainer.config import CONFIG_DIR, PlanConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
+from trainer.first_imports import first_imports
 
 if TYPE_CHECKING:
     from trainer.runtime.planning import ClusterPlan
@@ -32,10 +33,10 @@ def plan(config: PlanConfig) -> "ClusterPlan":
         UserError: it does not fit; the message says what would.
     """
     check_plan_config(config)
-    # after the config is known to be sound: these imports take seconds
-    from trainer.runtime.plan_text import told
-    from trainer.runtime.planning import Planning
-    from trainer.runtime.quiet import quieten_libraries
+    with first_imports():  # after the config is known to be sound
+        from trainer.runtime.plan_text import told
+        from trainer.runtime.planning import Planning
+        from trainer.runtime.quiet import quieten_libraries
 
     quieten_libraries()
     found = Planning(config).fitting(config)

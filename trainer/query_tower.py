@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from trainer.checks import check_query_tower_config
 from trainer.config import CONFIG_DIR, QueryTowerConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
+from trainer.first_imports import first_imports
 
 register_configs()
 
@@ -29,11 +30,11 @@ def query_tower(config: QueryTowerConfig) -> None:
             would take more than tower.max_gb.
     """
     check_query_tower_config(config)
-    # after the config is known to be sound: these imports take seconds
-    from trainer.runtime.loading import load_model, open_run
-    from trainer.runtime.processes import find_processes, joined
-    from trainer.runtime.query_tower_file import BATCH, QueryTowerFile
-    from trainer.runtime.quiet import quieten_libraries
+    with first_imports():  # after the config is known to be sound
+        from trainer.runtime.loading import load_model, open_run
+        from trainer.runtime.processes import find_processes, joined
+        from trainer.runtime.query_tower_file import BATCH, QueryTowerFile
+        from trainer.runtime.quiet import quieten_libraries
 
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from trainer.checks import check_recommend_config
 from trainer.config import CONFIG_DIR, RecommendConfig, register_configs, run_command, typed
 from trainer.errors import UserError, user_errors
+from trainer.first_imports import first_imports
 
 register_configs()
 
@@ -37,10 +38,10 @@ def recommend(config: RecommendConfig) -> None:
     check_recommend_config(config)
     asked = config.recommend
     said = {} if asked.query is None else _read_query(asked.query)
-    # after the config is known to be sound: these imports take seconds
-    from trainer.data.titles import read_titles
-    from trainer.retrieval.recommender import Recommender
-    from trainer.runtime.served_queries import ServedQueries
+    with first_imports():  # after the config is known to be sound
+        from trainer.data.titles import read_titles
+        from trainer.retrieval.recommender import Recommender
+        from trainer.runtime.served_queries import ServedQueries
 
     recommender = Recommender(config.run.dir)
     queries = ServedQueries(recommender.tower, config.run.dir, config.run.data_dir)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from trainer.checks import check_replay_config
 from trainer.config import CONFIG_DIR, ReplayConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
+from trainer.first_imports import first_imports
 
 register_configs()
 
@@ -30,12 +31,12 @@ def replay(config: ReplayConfig) -> list[str]:
         UserError: before any process group exists, if the run, its data or the file is not as it must be.
     """
     check_replay_config(config)
-    # after the config is known to be sound: these imports take seconds
-    from trainer.runtime.loading import load_model, open_run
-    from trainer.runtime.processes import find_processes, joined
-    from trainer.runtime.quiet import quieten_libraries
-    from trainer.runtime.replay import read_rows
-    from trainer.runtime.replay import replay as replay_rows
+    with first_imports():  # after the config is known to be sound
+        from trainer.runtime.loading import load_model, open_run
+        from trainer.runtime.processes import find_processes, joined
+        from trainer.runtime.quiet import quieten_libraries
+        from trainer.runtime.replay import read_rows
+        from trainer.runtime.replay import replay as replay_rows
 
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from trainer.checks import check_train_config
 from trainer.config import CONFIG_DIR, TrainConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
+from trainer.first_imports import first_imports
 
 register_configs()
 
@@ -33,8 +34,8 @@ def train(config: TrainConfig) -> dict[str, float]:
         UserError: see `fit`.
     """
     check_train_config(config)
-    # after the config is known to be sound: these imports take seconds
-    from trainer.runtime.fit import fit
+    with first_imports():  # after the config is known to be sound
+        from trainer.runtime.fit import fit
 
     return fit(config)
 
