@@ -65,7 +65,7 @@ class EmbeddingExportConfig:
     """Items, queries or rows of the table in a file, which does not bear on memory. A query has a row for each of its
     interests."""
     batch_size_per_rank: int = 16_384
-    """Item and query side: rows a rank embeds at a time: few enough to stay small beside a row group of a shard, 32,768."""
+    """Item and query side: rows a rank embeds at a time; they go to a file 32,768 at a time."""
     dtype: str = "float32"
     """float32, float16, or int8 with a column `scale`, of which an embedding is nearly int8 * scale: an element is off
     by at most 1/254 of the largest of its row."""
