@@ -81,3 +81,14 @@ def test_what_later_commands_write_is_whole_or_not_there(data: Path, small_disk:
     for command in ("trainer.evaluate", "trainer.query_tower"):
         succeed(command, f"run.dir={run_dir}")
     assert (run_dir / "report" / "report.html").exists() and (run_dir / "query_tower.pt2").exists()
+
+
+def test_an_evaluation_that_could_not_be_written_is_not_begun(data: Path, small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=40m", small_disk], check=True)
+    run_dir = small_disk / "run"
+    succeed("trainer.train", f"data.dir={data}", f"run.dir={run_dir}", *SETTINGS)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    result = run("trainer.evaluate", f"run.dir={run_dir}")
+    assert result.returncode == 2, result.stderr
+    assert f"error: run.dir={run_dir}: expected a folder where the evaluation can be written" in result.stderr
+    assert "batch" not in result.stderr  # of its progress

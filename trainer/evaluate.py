@@ -4,13 +4,14 @@ torchrun --nproc-per-node 2 -m trainer.evaluate run.dir=RUN      writes RUN/metr
 """
 
 import json
+import os
 
 import hydra
 from omegaconf import DictConfig
 
 from trainer.checks import check_evaluate_config
 from trainer.config import CONFIG_DIR, EvaluateConfig, register_configs, run_command, typed
-from trainer.errors import user_errors
+from trainer.errors import UserError, user_errors
 from trainer.first_imports import first_imports
 
 register_configs()
@@ -61,6 +62,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     quieten_libraries()
     processes = find_processes(config.run.accelerator, config.run.threads)
     run = open_run(config.run)
+    if processes.is_first and not os.access(config.run.dir, os.W_OK):
+        raise UserError("run.dir", config.run.dir, "a folder where the evaluation can be written",
+                        "let this user write there, or name a copy of it")  # fmt: skip
     asked, split, batch_size_per_rank = config.evaluate, config.evaluate.split, config.evaluate.batch_size_per_rank
     check_slices(run.schema, asked.slices)
     if "markov" in asked.baselines:
