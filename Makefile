@@ -27,8 +27,9 @@ help: ## this list
 demo: $(VENV)/.installed ## prepare, train over two processes, evaluate, export on generated data
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
-test: $(VENV)/.installed-dev ## the whole test suite; ARGS="-k loss" narrows it
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(ARGS)
+# A process for each core, of a thread each; tests of one file share what they set up, so they go to one process.
+test: $(VENV)/.installed-dev ## the whole test suite, on all cores; ARGS="-k loss" narrows it
+	@PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-survival: $(VENV)/.installed-dev ## runs that are killed, preempted, stopped, resumed, out of disk
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m survival $(ARGS)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.model.loss import Candidates, Exclusions, Queries, Workspace, sampled_softmax
 
-# Q queries, P positives, N columns, D embedding dim, R rows, W ranks
+# Q queries, P positives, N columns, D embedding dim, R rows
 
 
 @dataclass
@@ -22,7 +22,6 @@ class Case:
     queries: Queries
     candidates: Candidates
     excluded: Exclusions | None
-    same_item_PW: Tensor | None
 
 
 def make(
@@ -51,7 +50,7 @@ def make(
     begin_Q, length_Q = offset[row_Q], offset.diff()[row_Q]
     seen_Q = (length_Q * torch.rand(Q, generator=generator)).round().long()
     excluded = Exclusions(ints(N, int(offset[-1])), begin_Q, begin_Q + seen_Q)
-    return Case(queries, candidates, excluded, ints(N + 1, pairs, 2) - 1)
+    return Case(queries, candidates, excluded)
 
 
 def loss_of(case: Case, query_QD: Tensor, candidate_ND: Tensor, workspace: Workspace) -> Tensor:
@@ -59,7 +58,7 @@ def loss_of(case: Case, query_QD: Tensor, candidate_ND: Tensor, workspace: Works
         replace(case.queries, embedding_QD=query_QD),
         replace(case.candidates, embedding_ND=candidate_ND),
     )
-    return sampled_softmax(queries, candidates, workspace, case.excluded, case.same_item_PW)
+    return sampled_softmax(queries, candidates, workspace, case.excluded)
 
 
 def written_out(case: Case, query_QD: Tensor, candidate_ND: Tensor) -> Tensor:
@@ -71,8 +70,6 @@ def written_out(case: Case, query_QD: Tensor, candidate_ND: Tensor) -> Tensor:
         gone = {int(queries.positive_P[other]) for other in theirs}
         if case.excluded is not None:
             gone |= set(case.excluded.column_E[case.excluded.begin_Q[q] : case.excluded.end_Q[q]].tolist())
-        if case.same_item_PW is not None:
-            gone |= set(case.same_item_PW[theirs].flatten().tolist())
         columns = [int(queries.positive_P[p])] * int(queries.own_count_P[p])
         for column, count in enumerate(candidates.count_N.tolist()):
             columns += [column] * (0 if column in gone else int(count))
@@ -112,9 +109,7 @@ def test_rounded_products_give_nearly_the_same() -> None:
 def test_distinct_items_give_the_plain_cross_entropy() -> None:
     query, candidate = torch.randn(300, 16), torch.randn(500, 16)
     positive, ones = torch.randint(500, (300,)), torch.ones(300)
-    case = Case(
-        Queries(query, positive, ones, ones), Candidates(candidate, torch.ones(500), torch.zeros(500)), None, None
-    )
+    case = Case(Queries(query, positive, ones, ones), Candidates(candidate, torch.ones(500), torch.zeros(500)), None)
 
     def plain(case: Case, query: Tensor, candidate: Tensor) -> Tensor:
         return F.cross_entropy(query @ candidate.T, positive, reduction="sum")
@@ -140,8 +135,7 @@ def by_hand(**switches: Any) -> float:
         torch.zeros(1, 2), torch.tensor([1]), torch.tensor([fields["own_count"]]), torch.tensor([fields["weight"]])
     )
     candidates = Candidates(torch.zeros(4, 2), torch.tensor(fields["count"]), torch.tensor(fields["q"]).log())
-    hits = fields.get("same_item")
-    loss = sampled_softmax(queries, candidates, Workspace(), fields.get("excluded"), hits)
+    loss = sampled_softmax(queries, candidates, Workspace(), fields.get("excluded"))
     return math.exp(loss.item())  # Z / weight of the positive
 
 
@@ -155,8 +149,6 @@ def test_every_switch_by_hand() -> None:
     assert by_hand(q=[1.0] * 4) == pytest.approx(5)
     # column 3 is excluded; the positive, excluded too, stays
     assert by_hand(excluded=exclude) == pytest.approx(6 / 4)
-    # column 0 is the positive's item on another rank
-    assert by_hand(same_item=torch.tensor([[0, -1]])) == pytest.approx(28 / 4)
     # weights multiply the loss
     assert by_hand(weight=2.0) == pytest.approx((30 / 4) ** 2)
     assert by_hand(weight=0.0) == 1

@@ -1,27 +1,11 @@
-"""Candidates that are no negatives of a query, for its user is known to have chosen them.
-
-Candidates stand in blocks, one of each rank, distinct and ascending by catalogue row within a block.
-"""
-
-from collections.abc import Sequence
+"""Candidates that are no negatives of a query, for its user is known to have chosen them."""
 
 import torch
 from torch import Tensor
 
 from trainer.model.loss import Exclusions
 
-# R rows, Q queries, G queries of all ranks, N candidates in all blocks, W blocks
-
-
-def find_in_blocks(wanted: Tensor, blocks: Sequence[Tensor]) -> Tensor:
-    """Columns at which catalogue rows stand: int64 [any] -> int64 [any, W], -1 where a block lacks the row."""
-    columns, first = [], 0
-    for block in blocks:
-        place = torch.searchsorted(block, wanted).clamp(max=max(len(block) - 1, 0))
-        found = block[place] == wanted if len(block) else torch.zeros_like(wanted, dtype=torch.bool)
-        columns.append(torch.where(found, place + first, -1))
-        first += len(block)
-    return torch.stack(columns, dim=1)
+# R rows, Q queries, G queries of all ranks, N candidates, H known in all
 
 
 def with_other_rows_of_the_user(
@@ -51,21 +35,21 @@ def with_other_rows_of_the_user(
 
 
 def excluded_columns(
-    known_row: Tensor, known_length: Tensor, blocks: Sequence[Tensor], query_row: Tensor | None, seen_Q: Tensor | None
+    known_row: Tensor, known_length: Tensor, row_N: Tensor, query_row: Tensor | None, seen_Q: Tensor | None
 ) -> Exclusions:
     """Columns of what each query's user is known to have chosen.
 
     Args:
         known_row: int64 [total], catalogue rows, those of one row of the batch after another's.
         known_length: int64 [R].
-        blocks: catalogue rows of the candidates.
+        row_N: int64, catalogue rows of the candidates, ascending.
         query_row: int64 [Q], the row of each query; None where each row is one.
         seen_Q: int64 [Q], how many of its row's count for a query; None where all do.
     """
-    column_HW = find_in_blocks(known_row, blocks)
-    there_HW = column_HW >= 0
+    column_H = torch.searchsorted(row_N, known_row).clamp(max=len(row_N) - 1)
+    there_H = row_N[column_H] == known_row
     before = known_row.new_zeros(len(known_row) + 1)  # columns found before each of the known
-    before[1:] = there_HW.sum(1).cumsum(0)
+    before[1:] = there_H.cumsum(0)
     begin_R = known_length.cumsum(0) - known_length
     begin_Q, length_Q = (value if query_row is None else value[query_row] for value in (begin_R, known_length))
-    return Exclusions(column_HW[there_HW], before[begin_Q], before[begin_Q + (length_Q if seen_Q is None else seen_Q)])
+    return Exclusions(column_H[there_H], before[begin_Q], before[begin_Q + (length_Q if seen_Q is None else seen_Q)])

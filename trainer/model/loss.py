@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Q queries of this rank, C of them in a chunk; P positives of theirs, p of them in a chunk; W ranks, D embedding dim,
-# N columns: the distinct items of each rank's batch, over all ranks
+# Q queries of this rank, C of them in a chunk; P positives of theirs, p of them in a chunk; D embedding dim,
+# N columns: the distinct items of the global batch
 
 LOGITS_ON_A_CPU = 1 << 20
 """Held at once, which stay in its cache: 4 MB."""
@@ -38,7 +38,7 @@ class Queries:
 
 @dataclass(frozen=True)
 class Candidates:
-    """The columns of the softmax. An item that several ranks drew has a column for each of them."""
+    """The columns of the softmax, one for each item."""
 
     embedding_ND: Tensor
     """float [N, D]."""
@@ -108,7 +108,6 @@ def sampled_softmax(
     candidates: Candidates,
     workspace: Workspace,
     excluded: Exclusions | None = None,
-    same_item_PW: Tensor | None = None,
 ) -> Tensor:
     """Weighted sum over positives of log Z - l_positive, with l_j = <query, candidate_j> - log_q_j.
 
@@ -126,14 +125,12 @@ def sampled_softmax(
         candidates: N of them; likewise.
         workspace: the caller's, the same in every step.
         excluded: columns that are no negatives of a query, or None. The positives stay in, whatever they say.
-        same_item_PW: int64 [P, W], columns of other ranks with the positive's own item, -1 where there is none; they
-            are no negatives of its query either. None keeps them.
 
     Returns:
         A scalar. NaN and infinity in what a weighted query sees come out as NaN or infinity.
     """
     return _SampledSoftmax.apply(
-        queries.embedding_QD, candidates.embedding_ND, queries, candidates, workspace, excluded, same_item_PW
+        queries.embedding_QD, candidates.embedding_ND, queries, candidates, workspace, excluded
     )
 
 
@@ -143,7 +140,7 @@ class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query_QD: Tensor, candidate_ND: Tensor, queries: Queries, candidates: Candidates,
-        workspace: Workspace, excluded: Exclusions | None, same_item_PW: Tensor | None,
+        workspace: Workspace, excluded: Exclusions | None,
     ) -> Tensor:  # fmt: skip
         counts_P = queries.weight_P != 0
         query_QD = query_QD.where(_used(queries, counts_P)[:, None], 0)
@@ -161,9 +158,6 @@ class _SampledSoftmax(torch.autograd.Function):
             l_CN = _affine(bias_N, _rounded(query_CD, workspace), factor_ND, out=logits_CN[: len(query_CD)])
             if excluded is not None:
                 l_CN[excluded.pairs(chunk.queries, chunk.excluded)] = -torch.inf
-            if same_item_PW is not None:
-                hit_pW = same_item_PW[chunk.positives]
-                l_CN[of_p[:, None], hit_pW.where(hit_pW >= 0, positive_p[:, None])] = -torch.inf
             place_p = of_p * l_CN.shape[1] + positive_p
             l_CN.view(-1)[place_p] = -torch.inf  # what is left are the negatives
 
@@ -190,7 +184,7 @@ class _SampledSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query_gradient_QD, candidate_gradient_ND = ctx.saved_tensors
-        return (query_gradient_QD * gradient, candidate_gradient_ND * gradient, *[None] * 5)
+        return (query_gradient_QD * gradient, candidate_gradient_ND * gradient, *[None] * 4)
 
 
 def _rounded(factor: Tensor, workspace: Workspace) -> Tensor:

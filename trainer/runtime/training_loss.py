@@ -1,20 +1,18 @@
 """The loss of one step over all ranks: gathers what its pure part in model/loss.py is a function of."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from trainer.config import LossConfig
 from trainer.data.batch import RetrievalBatch
-from trainer.model.exclusions import excluded_columns, find_in_blocks, with_other_rows_of_the_user
+from trainer.model.exclusions import excluded_columns, with_other_rows_of_the_user
 from trainer.model.frequencies import StreamingFrequencies, mixture_log_q
 from trainer.model.loss import LOGITS_ON_A_CPU, Candidates, Exclusions, Queries, Workspace, sampled_softmax
 from trainer.runtime.candidates import GlobalCandidates, gather_candidates, gather_ragged
 from trainer.runtime.lockstep import Sizes
 from trainer.runtime.processes import Processes
 
-# R rows on this rank, Q queries, P positives, C candidates; N candidates over all W ranks, D embedding dim, K interests
+# R rows on this rank, Q queries, P positives, C candidates; N candidates of all ranks, D embedding dim, K interests
 
 HASHES = 4
 """Of the streaming estimate: buckets that an item has where items share them."""
@@ -39,7 +37,7 @@ class TrainingLoss(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self._gradient_scale = gradient_scale
-        self._config, self._num_items, self._rank = config, num_items, processes.rank
+        self._config, self._num_items = config, num_items
         at_once = LOGITS_ON_A_GPU if processes.device.type == "cuda" else LOGITS_ON_A_CPU
         self._workspace = Workspace(at_once, products)
         self.frequencies = streaming_frequencies(config, num_items) if config.log_q == "streaming" else None
@@ -57,20 +55,18 @@ class TrainingLoss(nn.Module):
         candidates = gather_candidates(item_UD[: batch.num_candidates], batch, sizes.candidates, self._gradient_scale)
         if query_QD.dim() == 3:
             query_QD = _nearest_interest(query_QD, item_UD[batch.positive])
-        positive_P = batch.positive + sum(sizes.candidates[: self._rank])
+        positive_P = candidates.own_C[batch.positive]
         count_N = candidates.uniform_count_N + candidates.positive_count_N * self._config.in_batch_negatives
         own_P = torch.ones_like(count_N[positive_P])
         if not self._config.remove_accidental_hits:
             own_P = count_N[positive_P] + (not self._config.in_batch_negatives)
         weight_P = torch.ones_like(own_P) if batch.weight is None else batch.weight
         scale = len(sizes.positives) / sizes.weight if sizes.weight else 0.0  # weights of 0 alone teach nothing
-        blocks, positive_row_P = candidates.row_N.split(sizes.candidates), batch.item_row[batch.positive]
         return sampled_softmax(
             Queries(query_QD, positive_P, own_P, weight_P * scale, batch.positive_query),
             Candidates(candidates.embedding_ND, count_N, self._log_q(candidates, batch, sizes)),
             self._workspace,
-            self._exclusions(positive_row_P, blocks, batch, sizes),
-            find_in_blocks(positive_row_P, blocks) if self._config.remove_accidental_hits else None,
+            self._exclusions(candidates.row_N, batch, sizes),
         )
 
     @torch.no_grad()
@@ -87,18 +83,16 @@ class TrainingLoss(nn.Module):
         return mixture_log_q(log_q_N, sum(sizes.positives), config.uniform_negatives, self._num_items)
 
     @torch.no_grad()
-    def _exclusions(
-        self, positive_row_P: Tensor, blocks: Sequence[Tensor], batch: RetrievalBatch, sizes: Sizes
-    ) -> Exclusions | None:
+    def _exclusions(self, row_N: Tensor, batch: RetrievalBatch, sizes: Sizes) -> Exclusions | None:
         if batch.known_row is None or batch.known_length is None:
             return None
         known = batch.known_row, batch.known_length
         if batch.user is not None:
             of_row = batch.query_row if batch.positive_query is None else batch.positive_query
             user_P = batch.user if of_row is None else batch.user[of_row]
-            told_G2 = gather_ragged(torch.stack([user_P, positive_row_P], dim=1), sizes.positives)
+            told_G2 = gather_ragged(torch.stack([user_P, batch.item_row[batch.positive]], dim=1), sizes.positives)
             known = with_other_rows_of_the_user(*known, batch.user, told_G2[:, 0].contiguous(), told_G2[:, 1])
-        return excluded_columns(*known, blocks, batch.query_row, batch.known_seen)
+        return excluded_columns(*known, row_N, batch.query_row, batch.known_seen)
 
 
 def streaming_frequencies(config: LossConfig, num_items: int) -> StreamingFrequencies:
