@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torchrec.distributed import DistributedModelParallel
 
 from tests.ranks import RankPool
 from tests.training import config, metrics, sharded_model, trained, whole_tables, write_checkpoint
@@ -17,36 +18,36 @@ from trainer.runtime.checkpoint_writer import CheckpointWriter
 from trainer.runtime.processes import Processes
 from trainer.runtime.resume import checkpoint_to_resume
 
+Gone = tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]
+"""Metrics and parameters at a checkpoint, and parameters some steps later."""
 
-def save(
-    processes: Processes, folder: Path, path: Path
-) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
-    model, _ = trained(processes, config(), folder, steps=5)
+
+def save(processes: Processes, folder: Path, path: Path, train: TrainConfig) -> Gone:
+    model, _ = trained(processes, train, folder, steps=5)
     write_checkpoint(model, path, {"note": "from two ranks"})
-    saved = whole_tables(model)
-    result = metrics(processes, folder, model.eval(), config().model)
-    model, _ = trained(processes, config(), folder, steps=3, start=5, model=model.train())
-    return result, saved, whole_tables(model)
+    return gone_on(processes, folder, model, train)
 
 
-def load(
-    processes: Processes, folder: Path, path: Path
-) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
-    model = sharded_model(processes, config(), seed=1)
+def load(processes: Processes, folder: Path, path: Path, train: TrainConfig) -> Gone:
+    model = sharded_model(processes, train, seed=1)
     checkpoint.load(model, path)
-    loaded = whole_tables(model)
-    result = metrics(processes, folder, model.eval(), config().model)
-    model, _ = trained(processes, config(), folder, steps=3, start=5, model=model.train())
-    return result, loaded, whole_tables(model)
+    return gone_on(processes, folder, model, train)
+
+
+def gone_on(processes: Processes, folder: Path, model: DistributedModelParallel, train: TrainConfig) -> Gone:
+    at_checkpoint = whole_tables(model)
+    result = metrics(processes, folder, model.eval(), train)
+    model, _ = trained(processes, train, folder, steps=3, start=5, model=model.train())
+    return result, at_checkpoint, whole_tables(model)
 
 
 def test_two_ranks_save_and_one_two_or_three_go_on(ranks: RankPool, prepared: Path, tmp_path: Path) -> None:
     path = tmp_path / checkpoint.name(5)
-    before = ranks.run(2, save, prepared, path)[0]
+    before = ranks.run(2, save, prepared, path, config())[0]
     assert checkpoint.load_rest(path) == {"note": "from two ranks"}
     assert not path.with_name(path.name + ".partial").exists()
     for world_size in (1, 2, 3):
-        after = ranks.run(world_size, load, prepared, path)[0]
+        after = ranks.run(world_size, load, prepared, path, config())[0]
         assert after[0] == pytest.approx(before[0], rel=1e-12)
         assert all(torch.equal(after[1][name], value) for name, value in before[1].items())
         # the steps after the checkpoint need the fused optimizer's state; Adam's starts anew in both
@@ -57,9 +58,23 @@ def test_two_ranks_save_and_one_two_or_three_go_on(ranks: RankPool, prepared: Pa
 def test_three_ranks_go_on_bit_for_bit(ranks: RankPool, prepared: Path, tmp_path: Path) -> None:
     """Of two, a sum has no order; of three, it must be the one that it would have been."""
     path = tmp_path / checkpoint.name(5)
-    before = ranks.run(3, save, prepared, path)[0]
-    after = ranks.run(3, load, prepared, path)[0]
+    before = ranks.run(3, save, prepared, path, config())[0]
+    after = ranks.run(3, load, prepared, path, config())[0]
     assert before[2] and all(torch.equal(after[2][name], value) for name, value in before[2].items())
+
+
+@pytest.mark.parametrize("case", ["sgd", "a rank without tables"])
+def test_ranks_without_optimizer_state_go_on_bit_for_bit(
+    ranks: RankPool, prepared: Path, tmp_path: Path, case: str
+) -> None:
+    path, train = tmp_path / checkpoint.name(5), config(optimizer="sgd")
+    if case == "a rank without tables":
+        train = config("table_wise")
+        train.model.query.features, train.model.candidate.features = ["user_id", "age", "history"], ["item_id", "price"]
+    before = ranks.run(3, save, prepared, path, train)[0]
+    after = ranks.run(3, load, prepared, path, train)[0]
+    for at in (1, 2):
+        assert before[at] and all(torch.equal(after[at][name], value) for name, value in before[at].items())
 
 
 def refused(processes: Processes, path: Path, other: TrainConfig) -> str:
@@ -70,7 +85,7 @@ def refused(processes: Processes, path: Path, other: TrainConfig) -> str:
 
 def test_a_checkpoint_of_another_model_is_refused(ranks: RankPool, prepared: Path, tmp_path: Path) -> None:
     path = tmp_path / checkpoint.name(5)
-    ranks.run(1, save, prepared, path)
+    ranks.run(1, save, prepared, path, config())
     wider = config()
     wider.model.embedding_dim = 16
     assert "expected a checkpoint of this very model" in ranks.run(1, refused, path, wider)[0]
@@ -158,7 +173,7 @@ def test_any_damage_is_found_by_every_rank(
 ) -> None:  # fmt: skip
     whole = tmp_path_factory.getbasetemp() / "undamaged" / checkpoint.name(5)
     if not whole.exists():
-        ranks.run(2, save, prepared, whole)
+        ranks.run(2, save, prepared, whole, config())
     path = tmp_path / whole.name
     shutil.copytree(whole, path)
     assert ranks.run(2, damaged, path) == [[], []]
@@ -171,7 +186,7 @@ def test_any_damage_is_found_by_every_rank(
 @pytest.mark.parametrize("forged", ["{}", "[]", '{"trainer.pt": {"bytes": 0}}', "3", "\xff"])
 def test_checksums_are_of_all_files(ranks: RankPool, prepared: Path, tmp_path: Path, forged: str) -> None:
     path = tmp_path / checkpoint.name(5)
-    ranks.run(2, save, prepared, path)
+    ranks.run(2, save, prepared, path, config())
     (path / "checksums.json").write_bytes(forged.encode("latin-1"))
     assert ranks.run(2, damaged, path) == [["checksums.json"]] * 2
     with pytest.raises(UserError, match=r"expected its checksums.json as written \(.*\). Remedy: bring the file back"):

@@ -124,6 +124,7 @@ def test_a_missing_value_is_named_with_its_remedy() -> None:
      ("run.validate_every=11", "run.validate_every=11.0: expected at most run.epochs=10"),
      ("model.loss.temperature=0", "model.loss.temperature=0"),
      ("optimizer.embedding=adam", "optimizer.embedding=adam: expected one of rowwise_adagrad, sgd"),
+     ("model.table_dtype=bfloat16", "model.table_dtype=bfloat16: expected one of float32, float16"),
      ("start.changes=[vocabulary,rows]", "start.changes=rows: expected one of vocabulary, features, optimizer"),
      ("start.state=most", "start.state=most: expected one of all, weights"),
      ("start.state=weights", "start.checkpoint=None: expected the checkpoint that start.changes and start.state speak"),
@@ -161,6 +162,7 @@ def test_values_that_contradict_one_another_are_named() -> None:
         ("model.loss.remove_known_positives=user", "model.loss.remove_accidental_hits=false"): "accidental_hits=False",
         ("model.loss.in_batch_negatives=false", "model.loss.uniform_negatives=9", "model.loss.log_q=streaming"):
             "log_q=streaming: expected none",
+        ("model.table_dtype=float16", "optimizer.embedding=sgd"): "table_dtype=float16: expected float32 with",
         ("data.layout=sequence", "model.history={encoder: item_mean, sees: all}"):
             "remove_known_positives=none: expected history or user",
     }.items():  # fmt: skip

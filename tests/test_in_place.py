@@ -32,6 +32,8 @@ def settings(case: str) -> TrainConfig:
         chosen.model.candidate.features = ["item_id", "audience", "text"]
     if case == "history event by event":
         chosen.model.history = HistoryConfig(encoder="transformer", dropout=0.0, heads=2)
+    if case == "half":
+        chosen.model.table_dtype = "float16"
     if case == "columns":
         chosen.sharding = ShardingConfig(ids="column_wise", categoricals="table_wise")
     return chosen
@@ -59,7 +61,7 @@ def both(processes: Processes, data: Path, path: Path, chosen: TrainConfig) -> l
     return found
 
 
-@pytest.mark.parametrize("case", ["as ever", "weighted lists", "audience", "history event by event", "columns"])
+@pytest.mark.parametrize("case", ["as ever", "weighted lists", "audience", "history event by event", "columns", "half"])
 def test_embeddings_are_those_of_the_sharded_model(ranks: RankPool, prepared: Path, tmp_path: Path, case: str) -> None:
     """On both of two ranks, alike to the last bit."""
     of_ranks = ranks.run(2, both, prepared, tmp_path / checkpoint.name(3), settings(case))

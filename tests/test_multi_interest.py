@@ -34,7 +34,7 @@ def exported(processes: Processes, folder: Path, run_dir: Path) -> dict[str, flo
         export = EmbeddingExportConfig(side=side, rows_per_shard=25, batch_size_per_rank=16)
         asked = ExportConfig(CheckpointConfig(dir=str(run_dir)), export)
         write_shards(shards(run, asked), run, asked, processes)
-    return metrics(processes, folder, model, settings.model)
+    return metrics(processes, folder, model, settings)
 
 
 def test_exported_interests_reproduce_the_metrics(ranks: RankPool, prepared: Path, tmp_path: Path) -> None:

@@ -134,10 +134,13 @@ def rows_held(processes: Processes, train: TrainConfig) -> dict[str, tuple[int, 
     return {table: rows for table, rows in held.items() if rows[0]}
 
 
-def test_memory_of_tables_and_layers_by_hand(prepared: Path) -> None:
-    found = plan(planned_for(config("row_wise"), prepared, ranks_per_node=1))
+@pytest.mark.parametrize(("dtype", "number"), [("float32", 4), ("float16", 2)])
+def test_memory_of_tables_and_layers_by_hand(prepared: Path, dtype: str, number: int) -> None:
+    train = config("row_wise")
+    train.model.table_dtype = dtype
+    found = plan(planned_for(train, prepared, ranks_per_node=1))
     rows = USERS + 1 + ITEMS + 1
-    assert found.memory["rows of tables"] == 4 * (rows * 8 + (25 + 6) * 4)
+    assert found.memory["rows of tables"] == number * (rows * 8 + (25 + 6) * 4)
     assert found.memory["their optimizer's state"] == 4 * (rows + 25 + 6)
     # query: user 8, age 1, hour 4, history 8; candidate: item 8, genres 4, price 1, text 4; 16 hidden, 8 out
     layers = (21 + 1) * 16 + (17 + 1) * 16 + 2 * (16 + 1) * 8
@@ -186,11 +189,13 @@ def test_what_does_not_fit_is_refused_and_each_change_offered_fits(prepared: Pat
     ) as refused:
         Planning(found).fitting(found)
     offered = refused.value.remedy.split(": ", 1)[1].split("; or ")
-    assert [change.split("=")[0] for change in offered] == ["sharding.host_memory", "plan.nodes", "model.embedding_dim"]
+    assert [change.split("=")[0] for change in offered] == [
+        "model.table_dtype", "sharding.host_memory", "plan.nodes", "model.embedding_dim",
+    ]  # fmt: skip
     for change in offered:
         changed = overridden(found, change.split())
         assert Planning(changed).fitting(changed).fits, change
-    fewer, wider = (overridden(found, change.split()) for change in offered[1:])  # and is the smallest of its kind
+    fewer, wider = (overridden(found, change.split()) for change in offered[2:])  # and is the smallest of its kind
     fewer.plan.nodes -= 1
     fewer.data.streams = fewer.data.global_batch_size = fewer.plan.nodes * 8
     wider.model.embedding_dim += 4

@@ -238,6 +238,15 @@ def test_another_optimizer_of_the_tables(
     assert not any(values.any() for values in whole(ranks.run(1, begin, back), "momenta").values())
 
 
+def test_tables_of_the_other_run_are_rounded(
+    ranks: RankPool, prepared: Path, old: Path, same: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    half = new(prepared, tmp_path / "half", old, "settings")
+    half.model.table_dtype = "float16"
+    tables = whole(ranks.run(2, begin, half), "tables")
+    assert all(torch.equal(tables[name], rows.half()) for name, rows in whole(same, "tables").items())
+
+
 def test_a_warm_start_takes_weights_alone(
     ranks: RankPool, prepared: Path, old: Path, same: list[dict[str, Any]], tmp_path: Path
 ) -> None:

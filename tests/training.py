@@ -111,10 +111,10 @@ def write_checkpoint(model: DistributedModelParallel, path: Path, rest: dict[str
     assert writer.failure is None
 
 
-def metrics(processes: Processes, folder: Path, model: nn.Module, chosen: ModelConfig) -> dict[str, float]:
+def metrics(processes: Processes, folder: Path, model: nn.Module, config: TrainConfig) -> dict[str, float]:
     """Of the test split."""
     catalog, files = Catalog(folder, SCHEMA), open_events(folder, SCHEMA, "test")
-    assembler = BatchAssembler(SCHEMA, FEATURES, catalog, chosen)
+    assembler = BatchAssembler(SCHEMA, features_of(config), catalog, config.model)
     evaluation = evaluate_model(model, assembler, catalog, "test", 16, processes)
     share = share_of_rank(files.num_rows, processes.rank, processes.world_size)
     for batch in HeldOutReader(files, assembler, 16, share, steps_of_all(files.num_rows, 16, processes.world_size)):
@@ -127,7 +127,7 @@ def whole_tables(model: DistributedModelParallel) -> dict[str, Tensor]:
     result = {}
     for name, value in model.state_dict().items():
         if isinstance(value, ShardedTensor):
-            whole = torch.empty(value.size()) if value.metadata() and torch.distributed.get_rank() == 0 else None
+            whole = torch.empty(value.size(), dtype=value.dtype) if torch.distributed.get_rank() == 0 else None
             value.gather(dst=0, out=whole)
             value = whole
         if value is not None:

@@ -99,6 +99,12 @@ def check_train_config(config: TrainConfig) -> None:
         if not 0 <= share < 1:
             raise UserError(name, share, "a share in [0, 1)", f"set {name}=0.1")
     require_one_of("optimizer.embedding", config.optimizer.embedding, ("rowwise_adagrad", "sgd"))
+    if config.optimizer.embedding == "sgd" and config.model.table_dtype == "float16":
+        raise UserError(
+            "model.table_dtype", "float16",
+            "float32 with optimizer.embedding=sgd, whose kernel would round a row as often as a step looks it up",
+            "set model.table_dtype=float32 or optimizer.embedding=rowwise_adagrad",
+        )  # fmt: skip
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
     require_one_of("sharding.exchange", config.sharding.exchange, ("float32", "float16"))
     require_one_of("run.matrix_products", config.run.matrix_products, ("float32", "bfloat16"))
@@ -135,6 +141,7 @@ def _check_model(config: ModelConfig) -> None:
         if dim < 1 or dim % 4:
             expected = "a multiple of 4, which the kernels ask for"
             raise UserError(name, dim, expected, f"set {name}={max(4, dim // 4 * 4)}")
+    require_one_of("model.table_dtype", config.table_dtype, ("float32", "float16"))
     for side, tower in (("query", config.query), ("candidate", config.candidate)):
         require_one_of(f"model.{side}.combine", tower.combine, ("concatenate", "sum"))
         if tower.cross_layers < 0:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from trainer.config import ModelConfig, TrainConfig
@@ -165,6 +165,7 @@ def _tables(features: Sequence[Feature], config: ModelConfig) -> list[EmbeddingB
             num_embeddings=sharing[0].num_embeddings,
             embedding_dim=config.table_dims.get(table, _default_dim(sharing, config)),
             feature_names=[feature.name for feature in sharing],
+            data_type=DataType.FP16 if config.table_dtype == "float16" else DataType.FP32,
             pooling=pooling,
             # runtime/initialization.py fills the rows, so that they do not depend on how they are sharded
             init_fn=lambda weight: weight,

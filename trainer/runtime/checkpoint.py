@@ -35,7 +35,9 @@ _AT_ONCE = 1 << 24
 
 def state_of(model: DistributedModelParallel) -> dict[str, Any]:
     """Tables, dense layers and the tables' optimizer state, as they are: not a copy."""
-    return {"model": model.state_dict(), "fused_optimizer": model.fused_optimizer.state_dict()}
+    state, fused = {"model": model.state_dict()}, model.fused_optimizer.state_dict()
+    # SGD has none, nor has a rank without tables: torch.distributed.checkpoint takes an empty one for an entry to read
+    return state | {"fused_optimizer": fused} if any(fused["state"].values()) else state
 
 
 def load(model: DistributedModelParallel, path: str | Path) -> None:
@@ -47,7 +49,8 @@ def load(model: DistributedModelParallel, path: str | Path) -> None:
     state = state_of(model)
     _read(state, path)
     model.load_state_dict(state["model"])
-    model.fused_optimizer.load_state_dict(state["fused_optimizer"])
+    if "fused_optimizer" in state:
+        model.fused_optimizer.load_state_dict(state["fused_optimizer"])
 
 
 def load_dense(model: nn.Module, path: str | Path) -> None:

@@ -54,7 +54,9 @@ def sharders(scale: float | None) -> list[ModuleSharder[nn.Module]]:
     if scale is not None:
         half = QCommsConfig(CommType.FP16, CommType.FP16, backward_loss_scale=scale)
         codecs = get_qcomm_codecs_registry(half, device=torch.device("cpu"))  # which of a GPU's are no others
-    return [cast(ModuleSharder[nn.Module], _BagSharder(qcomm_codecs_registry=codecs))]
+    # On a GPU, float16 rows would be rounded up or down by chance, which no checkpoint knows.
+    kernels = {"stochastic_rounding": False}
+    return [cast(ModuleSharder[nn.Module], _BagSharder(fused_params=kernels, qcomm_codecs_registry=codecs))]
 
 
 @dataclass(frozen=True)

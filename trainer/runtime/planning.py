@@ -28,7 +28,7 @@ from trainer.runtime.placement import (
     planned,
     sharders,
 )
-from trainer.runtime.step_costs import FLOAT, Exchange, PlacedTable, exchanges, memory, seconds
+from trainer.runtime.step_costs import FLOAT, HALF, Exchange, PlacedTable, exchanges, memory, seconds
 from trainer.runtime.step_sizes import StepSizes, step_sizes, with_rows
 
 GIB = 1 << 30
@@ -148,15 +148,18 @@ class Planning:
         of_tables = sharders(gradient_scale(config.sharding, config.data.global_batch_size))
         found = planned(config.sharding, partial(planner.plan, model, of_tables)).plan["embeddings"]
         assert isinstance(found, EmbeddingModuleShardingPlan)
-        state = FLOAT if config.optimizer.embedding == "rowwise_adagrad" else 0
-        return [_placed(table, found[table.name], ranks, state) for table in model.embeddings.embedding_bag_configs()]
+        number, state = _bytes(config)
+        return [
+            _placed(table, found[table.name], ranks, number, state)
+            for table in model.embeddings.embedding_bag_configs()
+        ]
 
     def table_bytes(self, config: PlanConfig) -> dict[str, int]:
         """Of each table with its optimizer's state over all ranks, the largest first."""
         model: TwoTower = make_model(self._schema, self._features, config)
-        state = FLOAT if config.optimizer.embedding == "rowwise_adagrad" else 0
+        number, state = _bytes(config)
         found = {
-            t.name: t.num_embeddings * (t.embedding_dim * FLOAT + state)
+            t.name: t.num_embeddings * (t.embedding_dim * number + state)
             for t in model.embeddings.embedding_bag_configs()
         }
         return dict(sorted(found.items(), key=lambda entry: -entry[1]))
@@ -188,6 +191,11 @@ class Planning:
     def changes(self, config: PlanConfig) -> list[str]:
         """Overrides, each of which makes the config fit, found by planning with it; the smallest change first."""
         found = []
+        if config.model.table_dtype == "float32":
+            halved = deepcopy(config)
+            halved.model.table_dtype = "float16"
+            if self._would_fit(halved):
+                found.append("model.table_dtype=float16")
         if config.plan.device == "cuda" and not config.sharding.host_memory:
             in_host_memory = deepcopy(config)
             in_host_memory.sharding.host_memory = True
@@ -264,7 +272,13 @@ def _narrower(config: PlanConfig, dim: int) -> PlanConfig:
     return changed
 
 
-def _placed(table: EmbeddingBagConfig, sharding: ParameterSharding, ranks: int, state: int) -> PlacedTable:
+def _bytes(config: PlanConfig) -> tuple[int, int]:
+    """Of a number in a table, and of the optimizer's state for a row."""
+    number = HALF if config.model.table_dtype == "float16" else FLOAT
+    return number, FLOAT if config.optimizer.embedding == "rowwise_adagrad" else 0
+
+
+def _placed(table: EmbeddingBagConfig, sharding: ParameterSharding, ranks: int, number: int, state: int) -> PlacedTable:
     rows = [0] * ranks
     assert isinstance(sharding.sharding_spec, EnumerableShardingSpec)
     for shard in sharding.sharding_spec.shards:
@@ -278,5 +292,6 @@ def _placed(table: EmbeddingBagConfig, sharding: ParameterSharding, ranks: int, 
         sharding.compute_kernel,
         table.embedding_dim,
         rows,
+        table.embedding_dim * number,
         state,
     )

@@ -30,6 +30,7 @@ from trainer.errors import UserError
 
 # R rows of a stretch, D embedding dim
 
+_DTYPES: dict[torch.dtype, np.dtype] = {torch.float32: np.dtype(np.float32), torch.float16: np.dtype(np.float16)}
 _PREFIX, _SUFFIX = "model.embeddings.embedding_bags.", ".weight"
 
 
@@ -41,27 +42,28 @@ class _Piece:
     column: int
     rows: int
     width: int
+    dtype: np.dtype
     path: Path
     offset: int
 
-    def read(self, rows: range) -> NDArray[np.float32]:
+    def read(self, rows: range) -> NDArray[np.floating]:
         """Rows of the table that lie in the piece, as wide as it is."""
-        place = self.offset + 4 * (rows.start - self.row) * self.width
-        return np.fromfile(self.path, np.float32, len(rows) * self.width, offset=place).reshape(-1, self.width)
+        place = self.offset + self.dtype.itemsize * (rows.start - self.row) * self.width
+        return np.fromfile(self.path, self.dtype, len(rows) * self.width, offset=place).reshape(-1, self.width)
 
-    def take(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+    def take(self, places: NDArray[np.int64]) -> NDArray[np.floating]:
         """Rows by their numbers within the piece, as wide as it is."""
-        return self._mapped.take(places, axis=0).view(np.float32)
+        return self._mapped.take(places, axis=0).view(self.dtype)
 
     @cached_property
     def _mapped(self) -> NDArray[np.uint8]:
-        """[rows, 4 * width] as it lies in the file: bytes, since a piece may begin at an odd place."""
-        mapped = np.memmap(self.path, np.uint8, "r", self.offset, (self.rows, 4 * self.width))
+        """[rows, bytes of a row] as it lies in the file: bytes, since a piece may begin at an odd place."""
+        mapped = np.memmap(self.path, np.uint8, "r", self.offset, (self.rows, self.dtype.itemsize * self.width))
         return np.asarray(mapped)  # what is taken of a np.memmap is one too, which costs as much as the rows
 
 
 class SavedTable:
-    """Rows of a table, float32.
+    """Rows of a table, float32 whatever it is saved as.
 
     Args:
         checkpoint: folder of a complete checkpoint.
@@ -110,7 +112,7 @@ class SavedTable:
             place = row - piece.row
             here = (place >= 0) & (place < piece.rows)
             if here.all() and piece.width == self.dim:  # as mostly, since items come in the order of their rows
-                return torch.from_numpy(piece.take(place))
+                return torch.from_numpy(piece.take(place)).float()
             result_RD[here, piece.column : piece.column + piece.width] = piece.take(place[here])
         return torch.from_numpy(result_RD)
 
@@ -139,7 +141,8 @@ def _piece(chunk: ChunkStorageMetadata, place: Any, folder: Path) -> _Piece:
     with path.open("rb") as file, FakeTensorMode():
         archive = cast(IO[bytes], _create_file_view(file, place.offset, place.length))
         tensor = torch.load(archive, map_location="cpu", weights_only=True)
-    assert tensor.shape == chunk.sizes and tensor.dtype is torch.float32 and tensor.is_contiguous()
-    offset = place.offset + tensor.untyped_storage()._checkpoint_offset + 4 * tensor.storage_offset()
+    assert tensor.shape == chunk.sizes and tensor.is_contiguous()
+    dtype = _DTYPES[tensor.dtype]
+    offset = place.offset + tensor.untyped_storage()._checkpoint_offset + dtype.itemsize * tensor.storage_offset()
     (row, column), (rows, width) = chunk.offsets, chunk.sizes
-    return _Piece(row, column, rows, width, path, offset)
+    return _Piece(row, column, rows, width, dtype, path, offset)

@@ -32,6 +32,7 @@ class PlacedTable:
     kernel: str
     dim: int
     rows_of_rank: Sequence[int]
+    bytes_of_row: int
     state_of_row: int
     """Bytes of the optimizer's state for a row."""
 
@@ -47,7 +48,7 @@ class PlacedTable:
 
     def weights(self, rank: int) -> float:
         """Bytes of rows on a rank's device."""
-        return self._on_device(rank) * self.dim * FLOAT
+        return self._on_device(rank) * self.bytes_of_row
 
     def state(self, rank: int) -> float:
         """Bytes of the optimizer's state there."""
@@ -55,7 +56,7 @@ class PlacedTable:
 
     def on_host(self, rank: int) -> int:
         """Bytes of a GPU's table in the host's memory."""
-        return self.rows_of_rank[rank] * (self.dim * FLOAT + self.state_of_row) if self.in_host_memory else 0
+        return self.rows_of_rank[rank] * (self.bytes_of_row + self.state_of_row) if self.in_host_memory else 0
 
     def _on_device(self, rank: int) -> float:
         return self.rows_of_rank[rank] * (CACHED if self.in_host_memory else 1)
@@ -175,7 +176,7 @@ def seconds(
     bags = sum(sizes.slots * t.dim * len(t.features) for t in tables) * FLOAT * (ranks if ranks > 1 else 1)
     device = host = 0.0
     for table in tables:
-        rows = sum(sizes.values[name] for name in table.features) * (table.dim * FLOAT + table.state_of_row)
+        rows = sum(sizes.values[name] for name in table.features) * (table.bytes_of_row + table.state_of_row)
         device += rows
         host += rows * (1 - CACHED) if table.in_host_memory else 0.0
     flops, memory = (rate * cluster.efficiency for rate in (cluster.tflops * 1e12, cluster.memory_gb_s * 1e9))
