@@ -3,7 +3,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,8 +11,14 @@ from tests.commands import environment
 from trainer.data.prefetch import DEPTH, Prefetch
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+Threads = Callable[[], list[threading.Thread]]
+
+
+@pytest.fixture
+def threads() -> Threads:
+    """Those of this test: others of the process may have left some."""
+    before = threading.enumerate()
+    return lambda: [t for t in threading.enumerate() if t.name == "prefetch" and t not in before]
 
 
 def numbers(made: list[int]) -> Iterator[int]:
@@ -21,7 +27,7 @@ def numbers(made: list[int]) -> Iterator[int]:
         yield made[-1]
 
 
-def test_batches_come_in_order_and_errors_where_they_would() -> None:
+def test_batches_come_in_order_and_errors_where_they_would(threads: Threads) -> None:
     def three_then_error() -> Iterator[int]:
         yield from (1, 2, 3)
         raise ValueError("the fourth")
@@ -34,7 +40,7 @@ def test_batches_come_in_order_and_errors_where_they_would() -> None:
     assert not threads()
 
 
-def test_no_more_than_so_many_are_made_ahead() -> None:
+def test_no_more_than_so_many_are_made_ahead(threads: Threads) -> None:
     made: list[int] = []
     ahead = Prefetch(numbers(made))
     assert next(ahead) == 0
@@ -45,13 +51,13 @@ def test_no_more_than_so_many_are_made_ahead() -> None:
     assert not threads() and next(ahead, None) is None
 
 
-def test_what_nobody_has_any_more_ends() -> None:
+def test_what_nobody_has_any_more_ends(threads: Threads) -> None:
     """As where Lightning calls `iter` to see whether it can."""
     iter(Prefetch(numbers([])))
     assert not threads()
 
 
-def test_a_thread_that_collects_its_own_iterator_ends() -> None:
+def test_a_thread_that_collects_its_own_iterator_ends(threads: Threads) -> None:
     def collecting() -> Iterator[int]:
         while True:
             gc.collect()

@@ -109,9 +109,9 @@ class ModelConfig:
     table_dims: dict[str, int] = field(default_factory=dict)
     """Width of a single table, by name, where the two above do not suit."""
     table_dtype: str = "float32"
-    """float32, or float16: tables, and their part of checkpoints, of half the size. Rows are then rounded to the nearest
-    after each update, so one of less than 1/4096 of a number leaves it as it is; all else remains float32. It needs
-    optimizer.embedding=rowwise_adagrad."""
+    """float32, or float16: tables, and their part of checkpoints, of half the size. Rows are then rounded to the
+    nearest after each update, so one of less than 1/4096 of a number leaves it as it is; all else remains float32. It
+    needs optimizer.embedding=rowwise_adagrad."""
     query: TowerConfig = field(default_factory=TowerConfig)
     candidate: TowerConfig = field(default_factory=TowerConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
