@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 NODES = ("localhost", "node2")
-"""The first is a name of this machine, so that the place of the rendezvous that launch/slurm.sbatch chooses leads here."""
+"""The first is a name of this machine, so that the rendezvous that launch/slurm.sbatch chooses is one here."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 _CONFIG = """\
 ClusterName=test

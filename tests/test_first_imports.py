@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.commands import environment
 
 BEFORE = {
     "nothing": "",
@@ -44,3 +47,13 @@ def test_the_collector_rests_where_it_may(before: str, told: str) -> None:
 
 def test_an_import_that_fails_leaves_the_collector_at_work() -> None:
     assert found("nothing", "import no_such_module") == "[False, 'not found', True, False]"
+
+
+@pytest.mark.parametrize("override", ["data.dir=missing", "run.epochs=0", "model.query.features=[shoe_size]"])
+def test_what_most_often_is_wrong_is_told_before_torch_is_imported(prepared: Path, override: str) -> None:
+    code = ("import sys; from trainer.train import main; "
+            "import atexit; atexit.register(lambda: print('torch' in sys.modules)); main()")  # fmt: skip
+    command = [sys.executable, "-c", code, f"data.dir={prepared}", "run.dir=new", override]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "False\n")
+    assert result.stderr.startswith(f"error: {override.split('=')[0]}=")

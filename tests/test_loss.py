@@ -53,11 +53,12 @@ def make(
     return Case(queries, candidates, excluded)
 
 
-def loss_of(case: Case, query_QD: Tensor, candidate_ND: Tensor, workspace: Workspace) -> Tensor:
-    queries, candidates = (
-        replace(case.queries, embedding_QD=query_QD),
-        replace(case.candidates, embedding_ND=candidate_ND),
-    )
+def loss_of(
+    case: Case, query_QD: Tensor, candidate_ND: Tensor, workspace: Workspace, drawn_alone: bool = False
+) -> Tensor:
+    queries = replace(case.queries, embedding_QD=query_QD)
+    drawn_M = case.candidates.count_N.nonzero()[:, 0] if drawn_alone else None
+    candidates = replace(case.candidates, embedding_ND=candidate_ND, drawn_M=drawn_M)
     return sampled_softmax(queries, candidates, workspace, case.excluded)
 
 
@@ -88,12 +89,15 @@ def value_and_gradients(function: Any, case: Case, *more: Any) -> list[Tensor]:
 @settings(deadline=None)
 @given(
     st.integers(0, 9999), st.integers(1, 9), st.integers(1, 8), st.integers(1, 5), st.none() | st.integers(0, 15),
-    st.integers(1, 50),
+    st.integers(1, 50), st.booleans(),
 )  # fmt: skip
-def test_equals_the_loss_written_out(seed: int, Q: int, N: int, D: int, P: int | None, logits_at_once: int) -> None:
+def test_equals_the_loss_written_out(
+    seed: int, Q: int, N: int, D: int, P: int | None, logits_at_once: int, drawn_alone: bool
+) -> None:
     case = make(seed, Q, N, D, P)
     expected = value_and_gradients(written_out, case)
-    for ours, theirs in zip(value_and_gradients(loss_of, case, Workspace(logits_at_once)), expected, strict=True):
+    found = value_and_gradients(loss_of, case, Workspace(logits_at_once), drawn_alone)
+    for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 

@@ -10,7 +10,6 @@ import pytest
 from tests.commands import environment
 from trainer.data.prefetch import DEPTH, Prefetch
 
-
 Threads = Callable[[], list[threading.Thread]]
 
 

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from trainer.checks import check_train_config
 from trainer.config import CONFIG_DIR, TrainConfig, register_configs, run_command, typed
+from trainer.data.schema import read_schema
 from trainer.errors import user_errors
 from trainer.first_imports import first_imports
 
@@ -34,6 +35,8 @@ def train(config: TrainConfig) -> dict[str, float]:
         UserError: see `fit`.
     """
     check_train_config(config)
+    # `fit` reads it again: what most often is wrong is told seconds sooner here
+    read_schema(config.data.dir).select(config.model.query.features, config.model.candidate.features)
     with first_imports():  # after the config is known to be sound
         from trainer.runtime.fit import fit
 

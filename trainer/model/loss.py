@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Q queries of this rank, C of them in a chunk; P positives of theirs, p of them in a chunk; D embedding dim,
-# N columns: the distinct items of the global batch
+# N candidates: the distinct items of the global batch; M columns, those of them whose logits are formed
 
 LOGITS_ON_A_CPU = 1 << 20
 """Held at once, which stay in its cache: 4 MB."""
@@ -35,17 +36,29 @@ class Queries:
     query_P: Tensor | None = None
     """int64 [P] ascending, the query of each positive; None where every query has one."""
 
+    @property
+    def query_of_positives(self) -> Tensor:
+        """int64 [P], the query of each positive."""
+        return (
+            self.query_P
+            if self.query_P is not None
+            else torch.arange(len(self.positive_P), device=self.positive_P.device)
+        )
+
 
 @dataclass(frozen=True)
 class Candidates:
-    """The columns of the softmax, one for each item."""
+    """What the softmax is over, each item once."""
 
     embedding_ND: Tensor
     """float [N, D]."""
     count_N: Tensor
-    """float [N], how often the column was drawn as a negative; 0 where it is there as a positive alone."""
+    """float [N], how often it was drawn as a negative; 0 where it is there as a positive alone."""
     log_q_N: Tensor
     """float [N], log of the item's share of all draws, constant to the gradient; zeros correct nothing."""
+    drawn_M: Tensor | None = None
+    """int64, those whose count is not 0: others have no column, but are there for the queries whose positive they are.
+    None where all have one."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class Workspace:
         return max(1, self._logits_at_once // columns)
 
     def logits(self, like: Tensor, columns: int) -> Tensor:
-        """Uninitialised [chunk_size, N] with dtype and device of another tensor, valid until the next call."""
+        """Uninitialised [chunk_size, columns] with dtype and device of another tensor, valid until the next call."""
         size = self.chunk_size(columns) * columns
         if self._memory.numel() < size or self._memory.dtype != like.dtype or self._memory.device != like.device:
             self._memory = like.new_empty(max(size, self._logits_at_once))
@@ -146,38 +159,40 @@ class _SampledSoftmax(torch.autograd.Function):
         query_QD = query_QD.where(_used(queries, counts_P)[:, None], 0)
         log_own_count_P = queries.own_count_P.where(counts_P, 1).log2()
         log_q_N, scaled_QD = candidates.log_q_N * _LOG2E, query_QD * _LOG2E
-        bias_N = candidates.count_N.log2() - log_q_N
-        logits_CN = workspace.logits(query_QD, len(candidate_ND))
-        factor_ND = _rounded(candidate_ND, workspace)
-        loss_P = torch.empty_like(queries.weight_P)
-        query_gradient_QD, candidate_gradient_ND = torch.empty_like(query_QD), torch.zeros_like(candidate_ND)
-        for chunk in _chunks(queries, len(logits_CN), excluded):
+        columns = _Columns(candidate_ND, candidates.count_N.log2() - log_q_N, candidates.drawn_M)
+        logits_CM = workspace.logits(query_QD, len(columns.bias_M))
+        factor_MD = _rounded(columns.candidate_MD, workspace)
+        loss_P, by_positive_P = torch.empty_like(queries.weight_P), torch.empty_like(queries.weight_P)
+        query_gradient_QD, column_gradient_MD = torch.empty_like(query_QD), torch.zeros_like(columns.candidate_MD)
+        for chunk in _chunks(queries, len(logits_CM), excluded):
             query_CD = scaled_QD[chunk.queries]
             of_p, positive_p = _positives(queries, chunk)
             positive_logit_p = (query_CD[of_p] * candidate_ND[positive_p]).sum(1) - log_q_N[positive_p]
-            l_CN = _affine(bias_N, _rounded(query_CD, workspace), factor_ND, out=logits_CN[: len(query_CD)])
+            l_CM = _affine(columns.bias_M, _rounded(query_CD, workspace), factor_MD, out=logits_CM[: len(query_CD)])
             if excluded is not None:
-                l_CN[excluded.pairs(chunk.queries, chunk.excluded)] = -torch.inf
-            place_p = of_p * l_CN.shape[1] + positive_p
-            l_CN.view(-1)[place_p] = -torch.inf  # what is left are the negatives
+                of_query, candidate = excluded.pairs(chunk.queries, chunk.excluded)
+                l_CM[of_query, columns.of(candidate)] = -torch.inf
+            l_CM[of_p, columns.of(positive_p)] = -torch.inf  # what is left are the negatives
 
             # of a query that has neither, every logit is -inf
-            max_C = l_CN.amax(1).scatter_reduce(0, of_p, positive_logit_p, "amax").clamp(min=_LEAST)
-            share_CN = l_CN.sub_(max_C[:, None]).exp2_()
+            max_C = l_CM.amax(1).scatter_reduce(0, of_p, positive_logit_p, "amax").clamp(min=_LEAST)
+            share_CM = l_CM.sub_(max_C[:, None]).exp2_()
             own_p = (positive_logit_p - max_C[of_p] + log_own_count_P[chunk.positives]).exp2()
-            z_p = share_CN.sum(1)[of_p] + own_p
+            z_p = share_CM.sum(1)[of_p] + own_p
             loss_P[chunk.positives] = (z_p.log2() + (max_C[of_p] - positive_logit_p)) / _LOG2E
 
-            # the derivative by a logit is scale, the sum of weight / Z, times this, which sums to 0 over a row
+            # the derivative by a negative's logit is its share times scale, the sum of weight / Z
             each_p = queries.weight_P[chunk.positives] / z_p
+            by_positive_P[chunk.positives] = each_p * (own_p - z_p)
             scale_C = torch.zeros_like(max_C).index_add_(0, of_p, each_p)
-            part_p = (each_p / scale_C[of_p]).where(scale_C[of_p] != 0, 0)
-            share_CN.view(-1).scatter_add_(0, place_p, part_p * (own_p - z_p))
-            share_CN = _rounded(share_CN, workspace)
-            query_gradient_QD[chunk.queries] = (share_CN @ factor_ND) * scale_C[:, None]
+            share_CM = _rounded(share_CM, workspace)
+            query_gradient_QD[chunk.queries] = (share_CM @ factor_MD) * scale_C[:, None]
             scaled_CD = _rounded(query_QD[chunk.queries] * scale_C[:, None], workspace)
-            _add_product(candidate_gradient_ND, share_CN.T, scaled_CD)
-        ctx.save_for_backward(query_gradient_QD, candidate_gradient_ND)
+            _add_product(column_gradient_MD, share_CM.T, scaled_CD)
+        positive_P, of_P, by_positive_P1 = queries.positive_P, queries.query_of_positives, by_positive_P[:, None]
+        query_gradient_QD += _summed(by_positive_P1 * candidate_ND[positive_P], of_P, len(query_QD))
+        candidate_gradient_ND = _summed(by_positive_P1 * query_QD[of_P], positive_P, len(candidate_ND))
+        ctx.save_for_backward(query_gradient_QD, columns.added(column_gradient_MD, candidate_gradient_ND))
         return queries.weight_P @ loss_P
 
     @staticmethod
@@ -187,15 +202,45 @@ class _SampledSoftmax(torch.autograd.Function):
         return (query_gradient_QD * gradient, candidate_gradient_ND * gradient, *[None] * 4)
 
 
+class _Columns:
+    """Candidates whose logits are formed: all, or the drawn ones and a last one that stands for the others.
+
+    That one weighs nothing, so to leave it out, as is done with positives and excluded ones, changes nothing.
+    """
+
+    def __init__(self, candidate_ND: Tensor, bias_N: Tensor, drawn_M: Tensor | None) -> None:
+        self.candidate_MD, self.bias_M, self._drawn_M = candidate_ND, bias_N, drawn_M
+        if drawn_M is not None:
+            self.candidate_MD = F.pad(candidate_ND[drawn_M], (0, 0, 0, 1))
+            self.bias_M = F.pad(bias_N[drawn_M], (0, 1), value=-torch.inf)
+            self._column_N = torch.full((len(candidate_ND),), len(drawn_M), device=drawn_M.device)
+            self._column_N[drawn_M] = torch.arange(len(drawn_M), device=drawn_M.device)
+
+    def of(self, candidate: Tensor) -> Tensor:
+        """Where candidates stand: int64 [any] both."""
+        return candidate if self._drawn_M is None else self._column_N[candidate]
+
+    def added(self, gradient_MD: Tensor, gradient_ND: Tensor) -> Tensor:
+        """A gradient by columns upon one by candidates, in place of the latter."""
+        if self._drawn_M is None:
+            return gradient_ND.add_(gradient_MD)
+        return gradient_ND.index_add_(0, self._drawn_M, gradient_MD[:-1])
+
+
+def _summed(rows_PD: Tensor, place_P: Tensor, places: int) -> Tensor:
+    """Rows added up by where they belong, as an embedding's gradient is: in the same order always, on a GPU too."""
+    return torch.ops.aten.embedding_dense_backward(rows_PD, place_P, places, -1, False)
+
+
 def _rounded(factor: Tensor, workspace: Workspace) -> Tensor:
     return factor.to(workspace.products) if workspace.products != torch.float32 else factor
 
 
-def _affine(bias_N: Tensor, query_CD: Tensor, candidate_ND: Tensor, out: Tensor) -> Tensor:
-    """Scores and their bias, [C, N] of the bias's type."""
+def _affine(bias_M: Tensor, query_CD: Tensor, candidate_MD: Tensor, out: Tensor) -> Tensor:
+    """Scores and their bias, [C, M] of the bias's type."""
     if query_CD.dtype == out.dtype:
-        return torch.addmm(bias_N, query_CD, candidate_ND.T, out=out)
-    return torch.add(query_CD @ candidate_ND.T, bias_N, out=out)
+        return torch.addmm(bias_M, query_CD, candidate_MD.T, out=out)
+    return torch.add(query_CD @ candidate_MD.T, bias_M, out=out)
 
 
 def _add_product(total: Tensor, first: Tensor, second: Tensor) -> None:

@@ -172,7 +172,7 @@ def seconds(
 ) -> dict[str, float]:
     """Of each part of a step, one after another."""
     ranks = cluster.nodes * cluster.ranks_per_node
-    logits = sizes.queries * ranks * sizes.candidates  # as if no two ranks had an item in common
+    logits = sizes.queries * ranks * sizes.negatives  # as if no two ranks had an item in common
     bags = sum(sizes.slots * t.dim * len(t.features) for t in tables) * FLOAT * (ranks if ranks > 1 else 1)
     device = host = 0.0
     for table in tables:

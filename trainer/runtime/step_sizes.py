@@ -29,6 +29,8 @@ class StepSizes:
     queries: int
     positives: int
     candidates: int
+    negatives: int
+    """Candidates that are drawn as negatives, and so have logits."""
     items: int
     slots: int
     """Bags of every looked-up feature."""
@@ -74,15 +76,17 @@ def step_sizes(
     of_items = {feature.name for feature in features if feature.side == "candidate"}
     positives, candidates, items = len(batch.positive), batch.num_candidates, len(batch.item_row)
     values = dict(zip(keys, lengths.sum(1).tolist(), strict=True))
+    uniform = int(batch.uniform_count.count_nonzero())
     if all_distinct:
         others = items - candidates if batch.history is None else len(batch.history.item)
-        candidates = positives + len(drawn)
+        candidates, uniform = positives + len(drawn), len(drawn)
         values |= {name: round(values[name] * (candidates + others) / items) for name in of_items & values.keys()}
         items = candidates + others
     return StepSizes(
         queries=len(batch.query_dense) if batch.query_dense is not None else 0,
         positives=positives,
         candidates=candidates,
+        negatives=candidates if config.model.loss.in_batch_negatives else uniform,
         items=items,
         slots=max(batch.slots, items),
         values=values,

@@ -62,9 +62,10 @@ class TrainingLoss(nn.Module):
             own_P = count_N[positive_P] + (not self._config.in_batch_negatives)
         weight_P = torch.ones_like(own_P) if batch.weight is None else batch.weight
         scale = len(sizes.positives) / sizes.weight if sizes.weight else 0.0  # weights of 0 alone teach nothing
+        drawn_M = None if self._config.in_batch_negatives else count_N.nonzero()[:, 0]
         return sampled_softmax(
             Queries(query_QD, positive_P, own_P, weight_P * scale, batch.positive_query),
-            Candidates(candidates.embedding_ND, count_N, self._log_q(candidates, batch, sizes)),
+            Candidates(candidates.embedding_ND, count_N, self._log_q(candidates, batch, sizes), drawn_M),
             self._workspace,
             self._exclusions(candidates.row_N, batch, sizes),
         )
