@@ -80,8 +80,10 @@ def test_installed_command_explains_itself_in_an_empty_folder(
 
 
 @pytest.mark.slow
-def test_without_torchrec_a_command_says_how_to_install_it(installed_python: Path, tmp_path: Path) -> None:
-    command = [installed_python, "-m", "trainer.train", f"data.dir={tmp_path}", f"run.dir={tmp_path}/run"]
+def test_without_torchrec_a_command_says_how_to_install_it(
+    installed_python: Path, prepared: Path, tmp_path: Path
+) -> None:
+    command = [installed_python, "-m", "trainer.train", f"data.dir={prepared}", f"run.dir={tmp_path}/run"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: torchrec is not installed. Remedy: ")
