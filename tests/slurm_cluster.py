@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-NODES = ("localhost", "node2")
-"""The first is a name of this machine, so that the rendezvous that launch/slurm.sbatch chooses is one here."""
+NODES = (socket.gethostname().split(".")[0], "node2")
+"""The first is this machine's own name, so that the rendezvous that launch/slurm.sbatch chooses is one here."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 _CONFIG = """\
 ClusterName=test
@@ -45,6 +45,10 @@ def unable() -> str | None:
     lacking = [program for program in PROGRAMS if _found(program) is None]
     if lacking:
         return f"{', '.join(lacking)} not installed: make test-slurm installs slurm-wlm and munge on Debian, as root"
+    try:
+        socket.getaddrinfo(NODES[0], None)
+    except OSError:
+        return f"this machine's own name, {NODES[0]}, leads nowhere: add it to /etc/hosts"
     return None if os.geteuid() == 0 else "SLURM's daemons start jobs, which takes root"
 
 
