@@ -77,12 +77,18 @@ def test_the_planted_structure_is_learned(data: Path, two_tower: Path, tmp_path:
 
 @pytest.mark.parametrize("ranks", [0, 1, 3])
 def test_evaluation_is_the_same_on_other_numbers_of_ranks(two_tower: Path, ranks: int) -> None:
-    """An embedding's last bits depend on how many go through a tower at a time: at most, two near items swap places."""
+    """To the last digits but where two items score alike to theirs, which depend on how ranks share sums and batches.
+
+    Then two neighbours may swap places in one query's list, which some of the metrics see.
+    """
     before, told = metrics(two_tower), evaluation(two_tower)
     succeed("trainer.evaluate", f"run.dir={two_tower}", ranks=ranks)
     sizes = evaluation(two_tower)["sizes"]
     assert sizes == told["sizes"]
-    assert metrics(two_tower) == pytest.approx(before, rel=1e-12, abs=1 / sizes["all"]["queries"])
+    after = metrics(two_tower)
+    assert after == pytest.approx(before, rel=1e-12, abs=1 / sizes["all"]["queries"])
+    swapped = [name for name, value in before.items() if after[name] != pytest.approx(value, rel=1e-12)]
+    assert len(swapped) <= len(before) // 10, swapped
 
 
 def test_everything_is_told_beside_the_metrics(two_tower: Path) -> None:

@@ -37,13 +37,9 @@ class Queries:
     """int64 [P] ascending, the query of each positive; None where every query has one."""
 
     @property
-    def query_of_positives(self) -> Tensor:
+    def of_P(self) -> Tensor:
         """int64 [P], the query of each positive."""
-        return (
-            self.query_P
-            if self.query_P is not None
-            else torch.arange(len(self.positive_P), device=self.positive_P.device)
-        )
+        return self.positive_P.new_ones(len(self.positive_P)).cumsum(0) - 1 if self.query_P is None else self.query_P
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,7 @@ class _SampledSoftmax(torch.autograd.Function):
         ctx: Any, query_QD: Tensor, candidate_ND: Tensor, queries: Queries, candidates: Candidates,
         workspace: Workspace, excluded: Exclusions | None,
     ) -> Tensor:  # fmt: skip
-        counts_P = queries.weight_P != 0
+        counts_P, positive_P, of_P = queries.weight_P != 0, queries.positive_P, queries.of_P
         query_QD = query_QD.where(_used(queries, counts_P)[:, None], 0)
         log_own_count_P = queries.own_count_P.where(counts_P, 1).log2()
         log_q_N, scaled_QD = candidates.log_q_N * _LOG2E, query_QD * _LOG2E
@@ -166,7 +162,7 @@ class _SampledSoftmax(torch.autograd.Function):
         query_gradient_QD, column_gradient_MD = torch.empty_like(query_QD), torch.zeros_like(columns.candidate_MD)
         for chunk in _chunks(queries, len(logits_CM), excluded):
             query_CD = scaled_QD[chunk.queries]
-            of_p, positive_p = _positives(queries, chunk)
+            of_p, positive_p = of_P[chunk.positives] - chunk.queries.start, positive_P[chunk.positives]
             positive_logit_p = (query_CD[of_p] * candidate_ND[positive_p]).sum(1) - log_q_N[positive_p]
             l_CM = _affine(columns.bias_M, _rounded(query_CD, workspace), factor_MD, out=logits_CM[: len(query_CD)])
             if excluded is not None:
@@ -189,7 +185,7 @@ class _SampledSoftmax(torch.autograd.Function):
             query_gradient_QD[chunk.queries] = (share_CM @ factor_MD) * scale_C[:, None]
             scaled_CD = _rounded(query_QD[chunk.queries] * scale_C[:, None], workspace)
             _add_product(column_gradient_MD, share_CM.T, scaled_CD)
-        positive_P, of_P, by_positive_P1 = queries.positive_P, queries.query_of_positives, by_positive_P[:, None]
+        by_positive_P1 = by_positive_P[:, None]
         query_gradient_QD += _summed(by_positive_P1 * candidate_ND[positive_P], of_P, len(query_QD))
         candidate_gradient_ND = _summed(by_positive_P1 * query_QD[of_P], positive_P, len(candidate_ND))
         ctx.save_for_backward(query_gradient_QD, columns.added(column_gradient_MD, candidate_gradient_ND))
@@ -273,14 +269,6 @@ def _chunks(queries: Queries, chunk_size: int, excluded: Exclusions | None) -> l
         chunks.append(_Chunk(slice(before[0], query), slice(before[1], positive), pair - before[2]))
         before = (query, positive, pair)
     return chunks if ends[-1] else []
-
-
-def _positives(queries: Queries, chunk: _Chunk) -> tuple[Tensor, Tensor]:
-    """Of each positive of a chunk its query, counted from the chunk's first, and its column: int64 [p] both."""
-    positive_p = queries.positive_P[chunk.positives]
-    if queries.query_P is None:
-        return torch.arange(len(positive_p), device=positive_p.device), positive_p
-    return queries.query_P[chunk.positives] - chunk.queries.start, positive_p
 
 
 def _used(queries: Queries, counts_P: Tensor) -> Tensor:
