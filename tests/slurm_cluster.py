@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-NODES = ("node1", "node2")
+NODES = (socket.gethostname().split(".")[0], "zzz-second")
+"""In SLURM's order, by name. The first is this machine's own, so that launch/slurm.sbatch's rendezvous is a place here."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 _CONFIG = """\
 ClusterName=test
@@ -33,9 +34,9 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 MpiDefault=none
 SchedulerParameters=sched_interval=2,sched_min_interval=0,batch_sched_delay=0
-NodeName=node1 NodeHostname=localhost Port={ports[1]} CPUs={cpus} State=UNKNOWN
-NodeName=node2 NodeHostname=localhost Port={ports[2]} CPUs={cpus} State=UNKNOWN
-PartitionName=main Nodes=node1,node2 Default=YES MaxTime=INFINITE State=UP
+NodeName={nodes[0]} NodeHostname=localhost Port={ports[1]} CPUs={cpus} State=UNKNOWN
+NodeName={nodes[1]} NodeHostname=localhost Port={ports[2]} CPUs={cpus} State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -44,6 +45,10 @@ def unable() -> str | None:
     lacking = [program for program in PROGRAMS if _found(program) is None]
     if lacking:
         return f"{', '.join(lacking)} not installed: make test-slurm installs slurm-wlm and munge on Debian, as root"
+    try:
+        socket.getaddrinfo(NODES[0], None)
+    except OSError:
+        return f"this machine's own name, {NODES[0]}, leads nowhere: add it to /etc/hosts"
     return None if os.geteuid() == 0 else "SLURM's daemons start jobs, which takes root"
 
 
@@ -105,7 +110,7 @@ def slurm_cluster(**environment: str) -> Iterator[Cluster]:
     folder.chmod(0o755)
     config = folder / "slurm.conf"
     cpus = len(os.sched_getaffinity(0))
-    config.write_text(_CONFIG.format(folder=folder, ports=_free_ports(3), cpus=cpus))
+    config.write_text(_CONFIG.format(folder=folder, ports=_free_ports(3), nodes=NODES, cpus=cpus))
     cluster = Cluster(os.environ | {"SLURM_CONF": str(config)} | environment, folder)
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
