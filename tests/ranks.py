@@ -1,11 +1,11 @@
-"""Real process groups for tests: worker processes that import everything once and then run one function after another.
+"""Real process groups for tests: worker processes that run one function after another.
 
     results = ranks.run(2, function, *arguments)      # function(processes, *arguments) on ranks 0 and 1, over gloo
 
 Functions live at the top level of a test module; what they return must be picklable.
 """
 
-import multiprocessing
+import gc
 import os
 import socket
 import time
@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from tests.forked import CONTEXT
 
 
 class RankPool:
@@ -57,22 +59,19 @@ class RankPool:
         self._workers.clear()
 
     def _start(self) -> tuple[Any, Connection]:
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there,), daemon=True)
+        here, there = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_work, args=(there,), daemon=True)
         process.start()
         return process, here
 
 
 def _work(requests: Connection) -> None:
-    from trainer.first_imports import first_imports
+    import torch
 
-    with first_imports():
-        import torch
+    from trainer.runtime.processes import Processes, joined
+    from trainer.runtime.quiet import quieten_libraries
 
-        from trainer.runtime.processes import Processes, joined
-        from trainer.runtime.quiet import quieten_libraries
-
+    gc.freeze()
     quieten_libraries()
     torch.set_num_threads(1)
     while True:

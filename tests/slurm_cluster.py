@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 NODES = (socket.gethostname().split(".")[0], "zzz-second")
-"""In SLURM's order, by name. The first is this machine's own, so that launch/slurm.sbatch's rendezvous is a place here."""
+"""In SLURM's order, by name; the first is this machine's own, where launch/slurm.sbatch has the nodes meet."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 _CONFIG = """\
 ClusterName=test

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tests.commands import run
+from tests.forked import run
 from trainer import checks
 from trainer.config import (
     CONFIG_DIR,

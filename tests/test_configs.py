@@ -5,7 +5,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
-from tests.commands import run
+from tests.forked import run
 from trainer.checks import (
     check_batch_size,
     check_evaluate_config,

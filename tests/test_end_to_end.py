@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -13,8 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.commands import command, environment, run, succeed
+from tests import commands
+from tests.commands import command, environment
 from tests.contents import assert_same_contents
+from tests.forked import run, succeed
 from trainer.data.schema import SEEN, read_schema
 from trainer.runtime import checkpoint
 from trainer.serving.query_tower import QueryTower
@@ -41,10 +44,11 @@ def train(data: Path, run_dir: Path, *more: str, ranks: int = 2) -> str:
 
 @pytest.fixture(scope="module")
 def two_tower(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained and evaluated run."""
+    """A trained and evaluated run, by torchrun as a user starts it."""
     folder = tmp_path_factory.mktemp("runs") / "two_tower"
-    train(data, folder, f"run.epochs={EPOCHS}")
-    succeed("trainer.evaluate", f"run.dir={folder}", ranks=2)
+    arguments = (f"data.dir={data}", f"run.dir={folder}", *SMALL, f"run.epochs={EPOCHS}")
+    commands.succeed("trainer.train", *arguments, ranks=2)
+    commands.succeed("trainer.evaluate", f"run.dir={folder}", ranks=2)
     return folder
 
 
@@ -91,11 +95,12 @@ def test_evaluation_is_the_same_on_other_numbers_of_ranks(two_tower: Path, ranks
     assert len(swapped) <= len(before) // 10, swapped
 
 
-def test_everything_is_told_beside_the_metrics(two_tower: Path) -> None:
-    stdout = succeed("trainer.evaluate", f"run.dir={two_tower}", "evaluate.slices=[hour]",
+def test_everything_is_told_beside_the_metrics(two_tower: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(two_tower, tmp_path / "two_tower")
+    stdout = succeed("trainer.evaluate", f"run.dir={run_dir}", "evaluate.slices=[hour]",
                      "evaluate.baselines=[popularity,markov]", ranks=2)  # fmt: skip
-    told = evaluation(two_tower)
-    assert told["metrics"] == metrics(two_tower)
+    told = evaluation(run_dir)
+    assert told["metrics"] == metrics(run_dir)
     assert told["slices"].keys() == {"model", "popularity", "markov"}
     assert told["slices"]["model"].keys() == {"user id", "history length", "hour", "popularity decile"}
     for of in told["slices"].values():  # a query has one target
@@ -104,10 +109,9 @@ def test_everything_is_told_beside_the_metrics(two_tower: Path) -> None:
     low, high = told["intervals"]["test/recall@10"]
     assert low < told["metrics"]["test/recall@10"] < high
     assert told["metrics"]["test/popularity/recall@10"] < told["metrics"]["test/markov/recall@10"]
-    last = f"written to {two_tower / 'metrics.json'}, with intervals and all slices to {two_tower / 'evaluation.json'}"
-    told_last = [last, f"report: {two_tower / 'report' / 'report.html'}"]
+    last = f"written to {run_dir / 'metrics.json'}, with intervals and all slices to {run_dir / 'evaluation.json'}"
+    told_last = [last, f"report: {run_dir / 'report' / 'report.html'}"]
     assert stdout.splitlines()[-2:] == told_last and f"[{low:.4f}, {high:.4f}]" in stdout
-    succeed("trainer.evaluate", f"run.dir={two_tower}", ranks=2)  # as the other tests want it
 
 
 def test_the_exported_embeddings_reproduce_the_metrics(data: Path, two_tower: Path) -> None:
@@ -349,6 +353,6 @@ def test_a_run_of_other_features_is_refused(data: Path, two_tower: Path, tmp_pat
 
 
 def test_a_wrong_start_under_torchrun_ends_with_the_message(tmp_path: Path) -> None:
-    result = run("trainer.train", f"data.dir={tmp_path}/none", f"run.dir={tmp_path}/run", ranks=2)
+    result = commands.run("trainer.train", f"data.dir={tmp_path}/none", f"run.dir={tmp_path}/run", ranks=2)
     assert result.returncode != 0
     assert result.stderr.count("expected a folder written by trainer.prepare") == 1

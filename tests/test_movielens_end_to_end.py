@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.commands import REPOSITORY, succeed
+from tests.commands import REPOSITORY
+from tests.forked import succeed
 
 SOURCE = REPOSITORY.parent / "shared" / "data" / "ml-100k"
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.commands import environment, succeed
+from tests.commands import environment
+from tests.forked import succeed
 from tests.prepared import SCHEMA
 from tests.ranks import RankPool
 from tests.test_switches import SWITCHES

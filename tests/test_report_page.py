@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.commands import succeed
+from tests.forked import succeed
 from tests.prepared import ITEMS, ROWS, SCHEMA
 from tests.ranks import RankPool
 from tests.training import config, trained, write_checkpoint

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.commands import run, succeed
+from tests.forked import run, succeed
 from tests.shop import candidate, prepare_shop
 from trainer.data.schema import read_schema
 from trainer.runtime import checkpoint

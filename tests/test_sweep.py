@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import succeed
+from tests.forked import succeed
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import run, succeed
+from tests.forked import run, succeed
 from tests.test_end_to_end import metrics
 from trainer.data.schema import read_schema
 from trainer.runtime import checkpoint
