@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,11 +10,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tests.prepared import FEATURES, ITEMS, USERS
 from tests.ranks import RankPool
 from tests.training import config, sharded_model, trained, whole_tables
-from trainer.config import ShardingConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower
 from trainer.runtime.initialization import initialize_rows
-from trainer.runtime.placement import check_tables, offered_types
+from trainer.runtime.placement import check_tables
 from trainer.runtime.processes import Processes
 from trainer.runtime.sharding import sharded_rows
 
@@ -86,29 +87,19 @@ def looked_up(processes: Processes, types: dict[str, str], lists: list[list[int]
     lengths = [len(one) if name == "genres" else 0 for name in ORDER for one in lists]
     values = torch.tensor([value for one in lists for value in one])
     features = KeyedJaggedTensor(ORDER, values, lengths=torch.tensor(lengths, dtype=torch.int32))
-    return model.module.embeddings(features).to_dict()["genres"].detach()
+    return model.module.look_up(SimpleNamespace(sparse_features=features))["genres"].detach()
 
 
 ORDER = ["user_id", "hour", "history", "item_id", "genres"]
 
 
 @pytest.mark.parametrize("others", ["row_wise", "table_wise"])
-def test_a_list_is_averaged_however_other_tables_are_sharded(ranks: RankPool, others: str) -> None:
+@pytest.mark.parametrize("own", ["row_wise", "table_wise"])
+def test_a_list_is_averaged_however_tables_are_sharded(ranks: RankPool, own: str, others: str) -> None:
     lists = [[1], [1, 2, 3], [], [4, 4, 5, 2]]
-    types = {"user_id": others, "item_id": others, "genres": others, "hour": "table_wise"}
+    types = {"user_id": others, "item_id": others, "genres": own, "hour": "table_wise"}
     (start,) = ranks.run(1, at_start, config())
     table = start["embeddings.embedding_bags.genres.weight"]
     expected = torch.stack([table[one].mean(0) if one else torch.zeros(table.shape[1]) for one in lists])
     for found in ranks.run(2, looked_up, types, lists):
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
-
-
-def test_a_sharding_with_which_torchrec_averages_twice_is_refused_or_not_offered() -> None:
-    train = config()
-    model = TwoTower(FEATURES, train.model)
-    train.sharding = ShardingConfig(ids="row_wise", categoricals="table_wise")
-    with pytest.raises(UserError, match="sharding of table genres=table_wise.*set .sharding.tables.genres=row_wise"):
-        check_tables(train.sharding, model)
-    free = offered_types(model, ShardingConfig(ids="row_wise"))
-    assert free["genres"] == free["item_id"] == ["row_wise"] and free["hour"] == ["table_wise", "row_wise"]
-    assert set(map(tuple, offered_types(model, ShardingConfig(ids="table_wise")).values())) == {("table_wise",)}

@@ -23,8 +23,8 @@ class TwoTower(nn.Module):
     """Query and item embeddings whose dot product is the score.
 
     The tables come into being on the meta device, without memory: whoever shards them gives each rank its rows. What a
-    list looks up is averaged, or summed by its weights, where it lies; so the item table serves both the candidate's id
-    and the mean of the query's history in one call. An encoder that sees a history event by event is given the
+    list looks up is summed, by its weights if any, where it lies; so the item table serves both the candidate's id and
+    the mean of the query's history in one call. An encoder that sees a history event by event is given the
     embeddings of the batch's items instead, and nothing more is looked up for it.
 
     Args:
@@ -50,7 +50,8 @@ class TwoTower(nn.Module):
             widths[self.history_name] = config.embedding_dim
         self.id_tables = frozenset(f.table for f in features if f.kind in ("id", "history", "audience"))
         is_weighted = any(feature.weighted for feature in looked_up)
-        self.averaged_tables = frozenset(f.table for f in looked_up if f.is_list and not is_weighted)
+        # weights, where any list has them, are those of a mean for the others; see data/assembly.py
+        self._averaged = [feature.name for feature in looked_up if feature.is_list and not is_weighted]
         longest = {feature.name: float(feature.length if feature.is_list else 1) for feature in looked_up}
         self.most_values = {table.name: [longest[name] for name in table.feature_names] for table in tables}
         self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device("meta"), is_weighted=is_weighted)
@@ -70,13 +71,32 @@ class TwoTower(nn.Module):
             batch: all that the towers see.
             sparse_features: the batch's, in another form that the tables take.
         """
-        embedded = self.embeddings(batch.sparse_features if sparse_features is None else sparse_features).to_dict()
+        embedded = self.look_up(batch, sparse_features)
         item_UD = None
         if batch.item_dense is not None:
             of_items = {name: embedded[name][: len(batch.item_row)] for name in self.candidate_tower.sparse_names}
             item_UD = self.candidate_tower(of_items, batch.item_dense)
         query_QD = None if batch.query_dense is None else self._query(embedded, batch, item_UD)
         return query_QD, item_UD
+
+    def look_up(self, batch: RetrievalBatch, sparse_features: Any = None) -> dict[str, Tensor]:
+        """What the tables have for each feature: float32 [slots, its width], of a list the mean or the weighted sum.
+
+        The mean is formed here: TorchRec has row_wise tables divide all that is looked up, of any feature, by a matrix
+        of as many numbers, the list of a table_wise one a second time.
+
+        Args:
+            batch: whose features are looked up.
+            sparse_features: as in `forward`.
+        """
+        features = batch.sparse_features
+        embedded: dict[str, Tensor] = self.embeddings(
+            features if sparse_features is None else sparse_features
+        ).to_dict()
+        length_of = dict(zip(features.keys(), features.lengths().view(len(features.keys()), -1), strict=True))
+        for name in self._averaged:
+            embedded[name] = embedded[name] / length_of[name].clamp(min=1)[:, None]
+        return embedded
 
     def _query(self, embedded: Mapping[str, Tensor], batch: RetrievalBatch, item_UD: Tensor | None) -> Tensor:
         assert batch.query_dense is not None
@@ -157,8 +177,6 @@ def _tables(features: Sequence[Feature], config: ModelConfig) -> list[EmbeddingB
     for table in config.table_dims:
         if table not in by_table:
             raise UserError("model.table_dims", table, f"one of the tables {list(by_table)}", "correct or remove it")
-    # weights, where any list has them, are those of a mean for the others; see data/assembly.py
-    pooling = PoolingType.SUM if any(feature.weighted for feature in features) else PoolingType.MEAN
     return [
         EmbeddingBagConfig(
             name=table,
@@ -166,7 +184,7 @@ def _tables(features: Sequence[Feature], config: ModelConfig) -> list[EmbeddingB
             embedding_dim=config.table_dims.get(table, _default_dim(sharing, config)),
             feature_names=[feature.name for feature in sharing],
             data_type=DataType.FP16 if config.table_dtype == "float16" else DataType.FP32,
-            pooling=pooling,
+            pooling=PoolingType.SUM,
             # runtime/initialization.py fills the rows, so that they do not depend on how they are sharded
             init_fn=lambda weight: weight,
         )

@@ -74,44 +74,25 @@ class Cluster:
 
 
 def check_tables(config: ShardingConfig, model: TwoTower) -> None:
-    """Refuses a sharding of tables that the model does not have, and one that torchrec gets wrong.
+    """Refuses a sharding of tables that the model does not have.
 
     Raises:
-        UserError: with the name, and those there are; see offered_types.
+        UserError: with the name, and those there are.
     """
     tables = [table.name for table in model.embeddings.embedding_bag_configs()]
     unknown = sorted(set(config.tables) - set(tables))
     if unknown:
         raise UserError("sharding.tables", unknown[0], f"one of the tables {tables}", "correct or remove the entry")
-    offered_types(model, config)
 
 
-def offered_types(model: TwoTower, config: ShardingConfig) -> dict[str, list[str]]:
-    """Sharding types that the planner may choose from, by table.
-
-    Beside a row_wise table, torchrec 1.8 divides the mean of a list from a table_wise one by the list's length a second
-    time (`_create_mean_pooling_divisor` leaves out SUM pooling alone). So tables of such lists are row_wise, or every
-    table is table_wise.
-
-    Raises:
-        UserError: the config asks for both.
-    """
+def _offered_types(model: TwoTower, config: ShardingConfig) -> dict[str, list[str]]:
+    """Sharding types that the planner may choose from, by table."""
     types = {}
     for table in model.embeddings.embedding_bag_configs():
         chosen = config.tables.get(table.name, config.ids if table.name in model.id_tables else config.categoricals)
         # data_parallel is never offered: a replicated table would be updated outside the fused kernel
         types[table.name] = [chosen] if chosen else ["table_wise", "row_wise"]
-    lists = sorted(table for table in model.averaged_tables if types[table] == ["table_wise"])
-    split = sorted(table for table, of_table in types.items() if of_table == ["row_wise"])
-    if lists and split:
-        raise UserError(
-            f"sharding of table {lists[0]}", "table_wise",
-            f"row_wise for a table of lists, whose mean torchrec divides twice beside row_wise tables ({split[0]})",
-            f"set +sharding.tables.{lists[0]}=row_wise, or table_wise for all tables",
-        )  # fmt: skip
-    if lists:
-        return {table: ["table_wise"] for table in types}
-    return types | {table: ["row_wise"] for table in model.averaged_tables}
+    return types
 
 
 def fuse_optimizer(model: TwoTower, config: OptimizerConfig) -> None:
@@ -139,7 +120,7 @@ def make_planner(
         table: ParameterConstraints(
             sharding_types=types, compute_kernels=kernels, pooling_factors=model.most_values[table]
         )
-        for table, types in offered_types(model, config).items()
+        for table, types in _offered_types(model, config).items()
     }
     memory = {"ddr_cap_bytes": cluster.host_bytes}
     if cluster.device == "cuda":

@@ -157,8 +157,8 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
         "layers, gradients, AdamW": 4.0 * FLOAT * sum(sizes.dense_parameters),
         # in hand, on its way, copied, and on a CPU those read ahead
         "batches": (3.0 if on_gpu else DEPTH + 4.0) * sizes.batch_bytes,
-        # bags of all ranks and their gradient, which gloo copies; received, averaged, side by side, and their gradient
-        "looked-up embeddings": FLOAT * ((2.0 if on_gpu else 3.0) * (ranks * bags) + 4.0 * received),
+        # bags of all ranks and their gradient, which gloo copies; received, side by side, and their gradient
+        "looked-up embeddings": FLOAT * ((2.0 if on_gpu else 3.0) * (ranks * bags) + 3.0 * received),
         "towers, kept and their gradients": 2.0 * sizes.activation_bytes,
         # gathered, their gradient, the same times the loss's, and a chunk of logits
         "candidates and logits": FLOAT
