@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-from trainer.runtime import checkpoint
+from trainer.runtime import saved_model
 
 _COUNTS = ("val_loop", "_batches_that_stepped")
 
@@ -19,7 +19,7 @@ def contents(path: Path) -> dict[str, Any]:
     _load_state_dict(
         state, storage_reader=dcp.FileSystemReader(path), planner=_EmptyStateDictLoadPlanner(), no_dist=True
     )
-    return _flat(state) | _flat({"rest": checkpoint.load_rest(path)})
+    return _flat(state) | _flat({"rest": saved_model.load_rest(path)})
 
 
 def assert_same_contents(one: Path, other: Path) -> None:

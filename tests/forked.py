@@ -20,6 +20,7 @@ from tests.commands import command, environment
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
+    "trainer",
     "torch.distributed.run",
     "torch.utils.tensorboard",
     "trainer.data.preparation",

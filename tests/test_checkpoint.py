@@ -13,7 +13,7 @@ from tests.ranks import RankPool
 from tests.training import config, metrics, sharded_model, trained, whole_tables, write_checkpoint
 from trainer.config import RunConfig, TrainConfig
 from trainer.errors import UserError
-from trainer.runtime import checkpoint
+from trainer.runtime import checkpoint, saved_model
 from trainer.runtime.checkpoint_writer import CheckpointWriter
 from trainer.runtime.processes import Processes
 from trainer.runtime.resume import checkpoint_to_resume
@@ -30,7 +30,7 @@ def save(processes: Processes, folder: Path, path: Path, train: TrainConfig) -> 
 
 def load(processes: Processes, folder: Path, path: Path, train: TrainConfig) -> Gone:
     model = sharded_model(processes, train, seed=1)
-    checkpoint.load(model, path)
+    saved_model.load(model, path)
     return gone_on(processes, folder, model, train)
 
 
@@ -44,7 +44,7 @@ def gone_on(processes: Processes, folder: Path, model: DistributedModelParallel,
 def test_two_ranks_save_and_one_two_or_three_go_on(ranks: RankPool, prepared: Path, tmp_path: Path) -> None:
     path = tmp_path / checkpoint.name(5)
     before = ranks.run(2, save, prepared, path, config())[0]
-    assert checkpoint.load_rest(path) == {"note": "from two ranks"}
+    assert saved_model.load_rest(path) == {"note": "from two ranks"}
     assert not path.with_name(path.name + ".partial").exists()
     for world_size in (1, 2, 3):
         after = ranks.run(world_size, load, prepared, path, config())[0]
@@ -79,7 +79,7 @@ def test_ranks_without_optimizer_state_go_on_bit_for_bit(
 
 def refused(processes: Processes, path: Path, other: TrainConfig) -> str:
     with pytest.raises(UserError) as error:
-        checkpoint.load(sharded_model(processes, other), path)
+        saved_model.load(sharded_model(processes, other), path)
     return str(error.value)
 
 
@@ -138,9 +138,9 @@ def write_in_background_and_train_on(
 
 
 def read(processes: Processes, path: Path) -> dict[str, Tensor]:
-    assert checkpoint.damaged_files(path) == []
+    assert saved_model.damaged_files(path) == []
     model = sharded_model(processes, config(), seed=1)
-    checkpoint.load(model, path)
+    saved_model.load(model, path)
     return whole_tables(model)
 
 
@@ -152,11 +152,11 @@ def test_what_is_written_in_the_background_is_the_state_when_it_was_saved(
     assert any(not torch.equal(saved[name], later[name]) for name in saved)
     loaded = ranks.run(3, read, path)[0]
     assert all(torch.equal(loaded[name], value) for name, value in saved.items())
-    assert checkpoint.load_rest(path) == {"step": 5}
+    assert saved_model.load_rest(path) == {"step": 5}
 
 
 def damaged(processes: Processes, path: Path) -> list[str]:
-    return checkpoint.damaged_files(path)
+    return saved_model.damaged_files(path)
 
 
 def flip_a_bit(file: Path) -> None:

@@ -23,7 +23,7 @@ from trainer.config import TrainConfig
 from trainer.data.schema import Schema
 from trainer.errors import UserError
 from trainer.model.two_tower import dense_parameters
-from trainer.runtime import checkpoint
+from trainer.runtime import checkpoint, saved_model
 from trainer.runtime.fit import _build
 from trainer.runtime.initialization import initialize_rows
 from trainer.runtime.lockstep import sizes_of_all
@@ -143,7 +143,7 @@ def grown(schema: Schema) -> Schema:
 
 
 def test_an_unchanged_model_is_what_the_checkpoint_holds(same: list[dict[str, Any]], old: Path) -> None:
-    rest = checkpoint.load_rest(old)
+    rest = saved_model.load_rest(old)
     adam = rest["optimizer_states"][0]["state"]
     assert len(adam) == len(same[0]["layers"]) == len(same[0]["adam"])
     decayed_first = sorted(same[0]["layers"], key=lambda name: same[0]["layers"][name].dim() <= 1)

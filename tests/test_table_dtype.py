@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.ranks import RankPool
 from tests.training import config, sharded_model, trained, whole_tables, write_checkpoint
 from trainer.config import TrainConfig
-from trainer.runtime import checkpoint
+from trainer.runtime import checkpoint, saved_model
 from trainer.runtime.processes import Processes
 from trainer.runtime.saved_table import SavedTable
 
@@ -35,7 +35,7 @@ def after_a_step(processes: Processes, folder: Path, path: Path) -> tuple[dict[s
     first = whole_tables(model)
     found = whole_tables(trained(processes, half(), folder, 1, model=model)[0])
     exact = sharded_model(processes, config())
-    checkpoint.load(exact, path)
+    saved_model.load(exact, path)
     expected = whole_tables(trained(processes, config(), folder, 1, model=exact)[0])
     return tuple(tables_of(each) for each in (found, expected, first))
 
@@ -76,7 +76,7 @@ def saved_and_gone_on(processes: Processes, folder: Path, path: Path) -> tuple[d
 
 def loaded_and_gone_on(processes: Processes, folder: Path, path: Path) -> tuple[dict[str, Tensor], ...]:
     model = sharded_model(processes, half(), seed=1)
-    checkpoint.load(model, path)
+    saved_model.load(model, path)
     loaded = whole_tables(model)
     return loaded, whole_tables(trained(processes, half(), folder, 3, start=5, model=model)[0])
 

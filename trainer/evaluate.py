@@ -13,6 +13,7 @@ from trainer.checks import check_evaluate_config
 from trainer.config import CONFIG_DIR, EvaluateConfig, register_configs, run_command, typed
 from trainer.errors import UserError, user_errors
 from trainer.first_imports import first_imports
+from trainer.runtime.run_directory import check_there
 
 register_configs()
 
@@ -37,6 +38,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         UserError: before any process group exists, if the run or its data is not as it must be.
     """
     check_evaluate_config(config)
+    check_there(config.run)
     with first_imports():  # after the config is known to be sound
         import torch
         from tqdm.auto import tqdm

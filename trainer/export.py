@@ -15,6 +15,7 @@ from trainer.checks import check_export_config
 from trainer.config import CONFIG_DIR, ExportConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
 from trainer.first_imports import first_imports
+from trainer.runtime.run_directory import check_there
 
 register_configs()
 
@@ -34,6 +35,7 @@ def export(config: ExportConfig) -> None:
             to be verified is not what it says.
     """
     check_export_config(config)
+    check_there(config.run)
     with first_imports():  # after the config is known to be sound
         from trainer.runtime.changed_items import ChangedItems
         from trainer.runtime.loading import open_run

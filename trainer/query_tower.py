@@ -11,6 +11,7 @@ from trainer.checks import check_query_tower_config
 from trainer.config import CONFIG_DIR, QueryTowerConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
 from trainer.first_imports import first_imports
+from trainer.runtime.run_directory import check_there
 
 register_configs()
 
@@ -30,6 +31,7 @@ def query_tower(config: QueryTowerConfig) -> None:
             would take more than tower.max_gb.
     """
     check_query_tower_config(config)
+    check_there(config.run)
     with first_imports():  # after the config is known to be sound
         from trainer.runtime.loading import load_model, open_run
         from trainer.runtime.processes import find_processes, joined

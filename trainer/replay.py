@@ -10,6 +10,7 @@ from trainer.checks import check_replay_config
 from trainer.config import CONFIG_DIR, ReplayConfig, register_configs, run_command, typed
 from trainer.errors import user_errors
 from trainer.first_imports import first_imports
+from trainer.runtime.run_directory import check_there
 
 register_configs()
 
@@ -31,6 +32,7 @@ def replay(config: ReplayConfig) -> list[str]:
         UserError: before any process group exists, if the run, its data or the file is not as it must be.
     """
     check_replay_config(config)
+    check_there(config.run)
     with first_imports():  # after the config is known to be sound
         from trainer.runtime.loading import load_model, open_run
         from trainer.runtime.processes import find_processes, joined

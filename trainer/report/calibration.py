@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from trainer.report.sample import MOST_ITEMS, fixed_sample
-from trainer.runtime import checkpoint
+from trainer.runtime import saved_model
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.training_loss import streaming_frequencies
 
@@ -56,7 +56,7 @@ def calibration(run: SavedRun) -> Calibration | None:
 
 def _estimated(run: SavedRun, row_S: np.ndarray) -> np.ndarray | None:
     """float64 [S]; 0 for an item that has not come up."""
-    saved = checkpoint.load_rest(run.checkpoint).get("loss", {})
+    saved = saved_model.load_rest(run.checkpoint).get("loss", {})
     state = {name.removeprefix("frequencies."): value for name, value in saved.items()}
     if not state:
         return None

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 
-from trainer.runtime import checkpoint
+from trainer.runtime import checkpoint, saved_model
 from trainer.runtime.whole_files import synchronise, write_durably
 
 Result = TypeVar("Result")
@@ -62,7 +62,7 @@ class CheckpointWriter:
         start = time.perf_counter()
         self.wait()
         self.failure = None
-        state = checkpoint.state_of(model)
+        state = saved_model.state_of(model)
         if self._in_background:
             state = self._copied("", state)
         rest_bytes = io.BytesIO()  # which also copies the dense optimizer's state
@@ -98,7 +98,7 @@ class CheckpointWriter:
             self._first(lambda: _finish(partial, path, everything))
             self._first(then)
         except dcp.CheckpointException as error:
-            self.failure = checkpoint.reasons(error)
+            self.failure = saved_model.reasons(error)
         except Exception as error:  # whatever it is, the thread that trains has to learn of it
             self.failure = (str(error) or repr(error)).splitlines()[0]
         if self.failure and dist.get_rank() == 0:

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from trainer.errors import UserError
-from trainer.runtime import checkpoint
+from trainer.runtime import saved_model
 
 
 def read_rows_of_both(wanted: dict[str, Any], path: str) -> None:
@@ -27,7 +27,7 @@ def read_rows_of_both(wanted: dict[str, Any], path: str) -> None:
     try:
         dcp.load(wanted, checkpoint_id=path, planner=_RowsOfBoth())
     except dcp.CheckpointException as error:
-        found = checkpoint.reasons(error)
+        found = saved_model.reasons(error)
         raise UserError("start.checkpoint", path, f"a sound checkpoint ({found})", "start from another") from None
 
 

@@ -16,7 +16,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from trainer.model.two_tower import TwoTower, make_model
-from trainer.runtime import checkpoint
+from trainer.runtime import saved_model
 from trainer.runtime.loading import SavedRun, refuse_damaged
 from trainer.runtime.saved_table import SavedTable
 
@@ -52,7 +52,7 @@ class _TablesInPlace(nn.Module):
         self._device = device
 
     def forward(self, features: KeyedJaggedTensor) -> _Pooled:
-        """As the collection does: the mean of a list, or its weighted sum, float32 [B, D] of each feature."""
+        """As the collection does: the sum of a list, by its weights if any, float32 [B, D] of each feature."""
         keys, length_FB = features.keys(), features.lengths().cpu().view(len(features.keys()), -1)
         counts, weights = length_FB.sum(1).tolist(), features.weights_or_none()
         value_of = features.values().cpu().split(counts)
@@ -72,8 +72,7 @@ def _pool(table: SavedTable, value_V: Tensor, length_B: Tensor, weight_V: Tensor
         return row_VD  # one value in each
     if weight_V is not None:
         row_VD = row_VD * weight_V[:, None]
-    sum_BD = torch.segment_reduce(row_VD, "sum", lengths=length_B.long(), axis=0, initial=0)
-    return sum_BD if weight_V is not None else sum_BD / length_B.clamp(min=1)[:, None]
+    return torch.segment_reduce(row_VD, "sum", lengths=length_B.long(), axis=0, initial=0)
 
 
 class _InCache(nn.Module):
@@ -106,7 +105,7 @@ def load_in_place(run: SavedRun, device: torch.device) -> TwoTower:
     model = make_model(run.trained, run.assembler.features, run.config)
     tables = model.embeddings.embedding_bag_configs()
     model.embeddings = _TablesInPlace(tables, run.checkpoint, device)
-    checkpoint.load_dense(model, run.checkpoint)
+    saved_model.load_dense(model, run.checkpoint)
     if device.type == "cpu":
         for tower in (model.query_tower, model.candidate_tower):
             tower.mlp = nn.Sequential(_InCache(tower.mlp))

@@ -11,7 +11,7 @@ from trainer.data.catalog import Catalog
 from trainer.data.schema import Feature, Schema, read_schema
 from trainer.errors import UserError
 from trainer.model.two_tower import make_model
-from trainer.runtime import checkpoint, run_directory
+from trainer.runtime import checkpoint, run_directory, saved_model
 from trainer.runtime.differences import MEANING, continues
 from trainer.runtime.processes import Processes
 from trainer.runtime.sharding import shard
@@ -72,7 +72,7 @@ def load_model(run: SavedRun, batch_size_per_rank: int, processes: Processes) ->
     config = run.config
     exact = replace(config.sharding, exchange="float32")
     sharded = shard(model, exact, config.optimizer, batch_size_per_rank, config.run.seed, processes)
-    checkpoint.load(sharded, run.checkpoint)
+    saved_model.load(sharded, run.checkpoint)
     return sharded.eval()
 
 
@@ -82,7 +82,7 @@ def refuse_damaged(path: Path) -> None:
     Raises:
         UserError: on every rank, if any is damaged.
     """
-    if damaged := checkpoint.damaged_files(path):
+    if damaged := saved_model.damaged_files(path):
         others = [name for name in checkpoint.names(path.parent) if name != path.name]
         raise UserError(
             "run.checkpoint", path.name, f"its files as written, which these are not: {', '.join(damaged)}",

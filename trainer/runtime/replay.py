@@ -19,7 +19,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from trainer.data.assembly import BatchAssembler
 from trainer.errors import UserError
 from trainer.model.two_tower import dense_parameters
-from trainer.runtime import checkpoint
+from trainer.runtime import saved_model
 from trainer.runtime.gather import gather_objects
 from trainer.runtime.loading import SavedRun
 from trainer.runtime.lockstep import sizes_of_all
@@ -59,7 +59,7 @@ def replay(run: SavedRun, model: DistributedModelParallel, rows: pa.Table, proce
     batch = assembler.training_batch(rows, run.config.data.layout, 0, np.empty(0, np.int64)).to(processes.device)
     sizes = sizes_of_all(batch)
     loss_of = TrainingLoss(run.config.model.loss, len(run.catalog), processes)
-    loss_of.load_state_dict(checkpoint.load_rest(run.checkpoint)["loss"])
+    loss_of.load_state_dict(saved_model.load_rest(run.checkpoint)["loss"])
     with _watched(model.module, told):
         query_QD, item_UD = model(batch.with_slots(sizes.slots))
     loss = loss_of.to(processes.device)(query_QD / model.module.temperature(), item_UD, batch, sizes)

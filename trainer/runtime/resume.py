@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from trainer.config import RunConfig
 from trainer.errors import UserError
-from trainer.runtime import checkpoint
+from trainer.runtime import checkpoint, saved_model
 from trainer.runtime.processes import Processes
 
 
@@ -20,7 +20,7 @@ def checkpoint_to_resume(config: RunConfig, processes: Processes) -> Path | None
         UserError: it is damaged, and `set_aside_damaged` does not ask for the one before.
     """
     while (path := checkpoint.newest(config.dir)) is not None:
-        damaged = checkpoint.damaged_files(path)
+        damaged = saved_model.damaged_files(path)
         if not damaged:
             return path
         earlier = checkpoint.names(path.parent)[:-1]

@@ -14,9 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrainConfig, from_yaml, to_yaml
+from trainer.config import CheckpointConfig, TrainConfig, from_yaml, to_yaml
 from trainer.data.order import TrainingOrder
-from trainer.data.schema import Schema
+from trainer.data.schema import Schema, read_schema
 from trainer.errors import UserError
 from trainer.runtime import checkpoint
 from trainer.runtime.whole_files import write
@@ -107,6 +107,17 @@ def read_schema_of(run_dir: str | Path) -> Schema:
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         expected = f"a run of this version's trainer.train ({SCHEMA}: {error})"
         raise UserError("run.dir", run_dir, expected, "use the version that wrote it, or another run") from None
+
+
+def check_there(run: CheckpointConfig) -> None:
+    """Looks for a run, its checkpoint and its data, which takes no torch: what most often is wrong is told at once.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    settings = read_config(run.dir)
+    checkpoint.find(run.dir, run.checkpoint)
+    read_schema(run.data_dir or settings.data.dir)
 
 
 def check_same_data(data_dir: str, schema: Schema, run_schema: Schema) -> None:

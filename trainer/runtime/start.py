@@ -21,7 +21,7 @@ from trainer.data.schema import read_schema
 from trainer.errors import UserError
 from trainer.model.carrying import Carried, carried
 from trainer.model.two_tower import dense_parameters, make_model
-from trainer.runtime import checkpoint, run_directory
+from trainer.runtime import checkpoint, run_directory, saved_model
 from trainer.runtime.differences import Trained, refuse_unasked
 from trainer.runtime.grown_tables import read_rows_of_both
 from trainer.runtime.optimizers import groups_of_names
@@ -58,13 +58,13 @@ class Start(pl.Callback):
         Raises:
             UserError: the checkpoint is damaged.
         """
-        if damaged := checkpoint.damaged_files(self._path):
+        if damaged := saved_model.damaged_files(self._path):
             expected = f"its files as written, which these are not: {', '.join(damaged)}"
             raise UserError("start.checkpoint", self._path, expected, "bring them back, or start from another")
         self._load_model(model)
         if self.config.state == "weights":
             return self._told("weights alone")
-        rest = checkpoint.load_rest(self._path)
+        rest = saved_model.load_rest(self._path)
         for state in rest["optimizer_states"]:
             names = [name for group in groups_of_names(self.before.model) for name in group]
             self._adam = {names[number]: values for number, values in state["state"].items()}

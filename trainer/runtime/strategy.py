@@ -13,9 +13,9 @@ from torch import nn
 from torchrec.distributed import DistributedModelParallel
 
 from trainer.model.two_tower import TwoTower
-from trainer.runtime.checkpoint import load, load_rest
 from trainer.runtime.checkpoint_writer import CheckpointWriter
 from trainer.runtime.processes import Processes, join
+from trainer.runtime.saved_model import load, load_rest
 
 
 class ShardedStrategy(DDPStrategy):
