@@ -28,7 +28,7 @@ SMALL = (
     "run.monitor=val/recall@10",
     "run.log_every=5",
 )
-EPOCHS = 4
+EPOCHS = 2
 
 
 @pytest.fixture(scope="module")

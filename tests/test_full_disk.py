@@ -1,4 +1,4 @@
-"""A run directory on a file system of a few megabytes, in runs as a user starts them."""
+"""A run directory on a file system of a few megabytes."""
 
 import shutil
 import subprocess
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import run, succeed
 from tests.contents import assert_same_contents
 from tests.disks import small_disk
+from tests.forked import run, succeed
 from trainer.runtime import checkpoint
 
 pytestmark = pytest.mark.survival
