@@ -14,12 +14,18 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Callable
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from tests.commands import command, environment
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([
+_IMPORTED = [
     "trainer",
     "torch.distributed.run",
     "torch.utils.tensorboard",
@@ -30,7 +36,24 @@ CONTEXT.set_forkserver_preload([
     "trainer.runtime.query_tower_file",
     "trainer.runtime.report",
     "trainer.runtime.shard_files",
-])  # fmt: skip
+]
+
+
+def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """A function of a test module, in a fork that ends with this process."""
+    process = _context().Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+@cache
+def _context() -> ForkServerContext:
+    """Its server has a command's environment, which libraries read when they are imported, and leaves a GPU alone."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    with mock.patch.dict(os.environ, environment() | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}):
+        forkserver.ensure_running()
+    return context
 
 
 def run(module: str, *overrides: str, ranks: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -38,15 +61,21 @@ def run(module: str, *overrides: str, ranks: int = 0, timeout: float = 240) -> s
     arguments = command(module, *overrides, ranks=ranks)
     with tempfile.TemporaryDirectory() as folder:
         files = [f"{folder}/stdout", f"{folder}/stderr"]
-        process = CONTEXT.Process(target=_become, args=(environment(), files, ranks, module, *overrides))
+        process = _context().Process(target=_become, args=(environment(), files, ranks, module, *overrides))
         process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            os.killpg(process.pid or 0, signal.SIGKILL)
-            process.join()
-            raise subprocess.TimeoutExpired(arguments, timeout)
-        stdout, stderr = (Path(file).read_text() for file in files)
-    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
+        try:
+            process.join(timeout)
+            if process.exitcode is None:
+                raise subprocess.TimeoutExpired(arguments, timeout, *_texts(files))
+        finally:
+            if process.exitcode is None:  # out of time, or the test is interrupted
+                os.killpg(process.pid or 0, signal.SIGKILL)
+                process.join()
+        return subprocess.CompletedProcess(arguments, process.exitcode, *_texts(files))
+
+
+def _texts(files: list[str]) -> list[str]:
+    return [Path(file).read_text() for file in files]
 
 
 def succeed(module: str, *overrides: str, ranks: int = 0) -> str:
@@ -58,6 +87,7 @@ def succeed(module: str, *overrides: str, ranks: int = 0) -> str:
 
 def _become(environment: dict[str, str], files: list[str], ranks: int, *module_and_overrides: str) -> None:
     """In the fork."""
+    assert "trainer.runtime.fit" in sys.modules, "the server of forks could not import the trainer"
     gc.freeze()
     os.setsid()
     os.environ.clear()
@@ -66,13 +96,10 @@ def _become(environment: dict[str, str], files: list[str], ranks: int, *module_a
         opened = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(opened, descriptor)
         os.close(opened)
-    try:
-        if ranks:
-            _launch(ranks, *module_and_overrides)
-        else:
-            _run_module(*module_and_overrides)
-    finally:
-        atexit._run_exitfuncs()  # which multiprocessing leaves out
+    if ranks:
+        _launch(ranks, *module_and_overrides)
+    else:
+        _run_module(*module_and_overrides)
 
 
 def _launch(ranks: int, *module_and_overrides: str) -> None:
@@ -88,4 +115,7 @@ def _run_module(module: str, *overrides: str) -> None:
     """What `python -m` does."""
     sys.path[0] = os.getcwd()
     sys.argv[1:] = overrides
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out

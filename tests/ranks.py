@@ -2,10 +2,12 @@
 
     results = ranks.run(2, function, *arguments)      # function(processes, *arguments) on ranks 0 and 1, over gloo
 
-Functions live at the top level of a test module; what they return must be picklable.
+Functions live at the top level of a test module; what they return must be picklable. Workers are forks of one process
+and share its seed of hashes: what depends on the order of a set shows in commands that torchrun starts, not here.
 """
 
 import gc
+import multiprocessing
 import os
 import socket
 import time
@@ -14,7 +16,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from tests.forked import CONTEXT
+from tests import forked
 
 
 class RankPool:
@@ -59,10 +61,8 @@ class RankPool:
         self._workers.clear()
 
     def _start(self) -> tuple[Any, Connection]:
-        here, there = CONTEXT.Pipe()
-        process = CONTEXT.Process(target=_work, args=(there,), daemon=True)
-        process.start()
-        return process, here
+        here, there = multiprocessing.Pipe()
+        return forked.start(_work, there), here
 
 
 def _work(requests: Connection) -> None:

@@ -46,9 +46,10 @@ def unable() -> str | None:
     if lacking:
         return f"{', '.join(lacking)} not installed: make test-slurm installs slurm-wlm and munge on Debian, as root"
     try:
-        socket.getaddrinfo(NODES[0], None)
-    except OSError:
-        return f"this machine's own name, {NODES[0]}, leads nowhere: add it to /etc/hosts"
+        with socket.socket() as own:
+            own.bind((NODES[0], 0))
+    except OSError as error:
+        return f"this machine's own name, {NODES[0]}, does not lead to it ({error}): add it to /etc/hosts"
     return None if os.geteuid() == 0 else "SLURM's daemons start jobs, which takes root"
 
 

@@ -83,4 +83,4 @@ def test_what_most_often_is_wrong_is_told_before_torch_is_imported(
     arguments = [sys.executable, "-c", code, *needed, *rows, override]
     result = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "False\n"), result.stderr
-    assert result.stderr.startswith(f"error: {override.split('=')[0].replace('run.data_dir', 'data.dir')}=")
+    assert result.stderr.startswith(f"error: {override.split('=')[0]}=")

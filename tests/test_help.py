@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import trainer.config
-from tests.forked import run
+from tests.commands import run
 from trainer.config import TrainConfig
 from trainer.config.help import documentation_of
 

@@ -263,8 +263,12 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_schema(data_dir: str | Path) -> Schema:
+def read_schema(data_dir: str | Path, field: str = "data.dir") -> Schema:
     """The schema of a prepared folder.
+
+    Args:
+        data_dir: the folder.
+        field: of the config that names it.
 
     Raises:
         UserError: the folder is missing, empty or unfinished, or was written by another version of `prepare`.
@@ -273,11 +277,11 @@ def read_schema(data_dir: str | Path) -> Schema:
     remedy = f"python -m trainer.prepare data=... data.dir={data_dir}"
     if path.with_name(DECLARATION).is_file() and not path.is_file():
         remedy = f"python -m trainer.prepare data=foreign data.dir={data_dir}"
-        raise UserError("data.dir", data_dir, "a folder that has been checked and completed", remedy)
+        raise UserError(field, data_dir, "a folder that has been checked and completed", remedy)
     if not path.is_file():
-        raise UserError("data.dir", data_dir, "a folder written by trainer.prepare, with its schema.json", remedy)
+        raise UserError(field, data_dir, "a folder written by trainer.prepare, with its schema.json", remedy)
     try:
         return Schema.from_json(path.read_text())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         expected = f"a schema.json of version {SCHEMA_VERSION} as trainer.prepare writes it ({error})"
-        raise UserError("data.dir", data_dir, expected, f"prepare it anew: {remedy}") from None
+        raise UserError(field, data_dir, expected, f"prepare it anew: {remedy}") from None

@@ -51,7 +51,7 @@ class TwoTower(nn.Module):
         self.id_tables = frozenset(f.table for f in features if f.kind in ("id", "history", "audience"))
         is_weighted = any(feature.weighted for feature in looked_up)
         # weights, where any list has them, are those of a mean for the others; see data/assembly.py
-        self._averaged = [feature.name for feature in looked_up if feature.is_list and not is_weighted]
+        self._averaged = [feature for feature in looked_up if feature.is_list and not is_weighted]
         longest = {feature.name: float(feature.length if feature.is_list else 1) for feature in looked_up}
         self.most_values = {table.name: [longest[name] for name in table.feature_names] for table in tables}
         self.embeddings = EmbeddingBagCollection(tables=tables, device=torch.device("meta"), is_weighted=is_weighted)
@@ -82,8 +82,8 @@ class TwoTower(nn.Module):
     def look_up(self, batch: RetrievalBatch, sparse_features: Any = None) -> dict[str, Tensor]:
         """What the tables have for each feature: float32 [slots, its width], of a list the mean or the weighted sum.
 
-        The mean is formed here: TorchRec has row_wise tables divide all that is looked up, of any feature, by a matrix
-        of as many numbers, the list of a table_wise one a second time.
+        The mean is formed here, for towers that run. With PoolingType.MEAN TorchRec would divide, where a table is
+        row_wise, all that is looked up by a matrix of as many numbers, and the list of a table_wise one twice.
 
         Args:
             batch: whose features are looked up.
@@ -94,8 +94,9 @@ class TwoTower(nn.Module):
             features if sparse_features is None else sparse_features
         ).to_dict()
         length_of = dict(zip(features.keys(), features.lengths().view(len(features.keys()), -1), strict=True))
-        for name in self._averaged:
-            embedded[name] = embedded[name] / length_of[name].clamp(min=1)[:, None]
+        for feature in self._averaged:
+            if (batch.query_dense if feature.side == "query" else batch.item_dense) is not None:
+                embedded[feature.name] = embedded[feature.name] / length_of[feature.name].clamp(min=1)[:, None]
         return embedded
 
     def _query(self, embedded: Mapping[str, Tensor], batch: RetrievalBatch, item_UD: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which there are, and whether they are as they were written. Reading them: saved_model.py.
+"""Checkpoints on disk: which there are, and the checksums noted for them. Reading them: saved_model.py.
 
     RUN/checkpoints/best.json    step and validation metrics of the best
     RUN/checkpoints/step-N/      .metadata and *.distcp of torch.distributed.checkpoint: tables, dense layers, fused

@@ -44,7 +44,7 @@ def open_run(config: CheckpointConfig, may_extend: bool = False) -> SavedRun:
     """
     settings, trained = run_directory.read_config(config.dir), run_directory.read_schema_of(config.dir)
     data_dir = config.data_dir or settings.data.dir
-    schema = read_schema(data_dir)
+    schema = read_schema(data_dir, "run.data_dir")
     features = trained.select(settings.model.query.features, settings.model.candidate.features)
     if may_extend and trained.fingerprint in schema.extends:
         _check_extending(data_dir, schema, trained, [f for f in features if f.side == "candidate"])

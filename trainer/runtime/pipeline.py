@@ -126,6 +126,8 @@ class Pipeline:
                 batch.record_stream(user)
         with _on(self._exchanging):
             batch = batch.with_slots(sizes.slots)
+        if self._exchanging is not None:
+            batch.record_stream(torch.cuda.current_stream())  # whose lengths may be new
         self._newest = IdExchange(self._embeddings, batch, self._exchanging)
         return StagedBatch(batch, sizes, self._newest)
 

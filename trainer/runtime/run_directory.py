@@ -117,7 +117,7 @@ def check_there(run: CheckpointConfig) -> None:
     """
     settings = read_config(run.dir)
     checkpoint.find(run.dir, run.checkpoint)
-    read_schema(run.data_dir or settings.data.dir)
+    read_schema(run.data_dir or settings.data.dir, "run.data_dir")
 
 
 def check_same_data(data_dir: str, schema: Schema, run_schema: Schema) -> None:

@@ -52,7 +52,7 @@ class ServedQueries:
 
     def __init__(self, tower: QueryTower, run_dir: str, data_dir: str | None) -> None:
         self.data_dir = data_dir or run_directory.read_config(run_dir).data.dir
-        self._schema = read_schema(self.data_dir)
+        self._schema = read_schema(self.data_dir, "run.data_dir")
         run_directory.check_same_data(self.data_dir, self._schema, tower.schema)
         self._tower, self._catalog = tower, Catalog(self.data_dir, self._schema)
         by_name = {feature.name: feature for feature in self._schema.side("query")}
