@@ -91,9 +91,8 @@ def looked_up(processes: Processes, types: dict[str, str], lists: list[list[int]
     lengths = [len(one) if name == "genres" else 0 for name in ORDER for one in lists]
     values = torch.tensor([value for one in lists for value in one])
     features = KeyedJaggedTensor(ORDER, values, lengths=torch.tensor(lengths, dtype=torch.int32))
-    return model.module.look_up(SimpleNamespace(sparse_features=features, item_dense=(), query_dense=None))[
-        "genres"
-    ].detach()
+    batch = SimpleNamespace(sparse_features=features, item_dense=(), query_dense=None)
+    return model.module.look_up(batch)["genres"].detach()
 
 
 ORDER = ["user_id", "hour", "history", "item_id", "genres"]

@@ -90,9 +90,8 @@ class TwoTower(nn.Module):
             sparse_features: as in `forward`.
         """
         features = batch.sparse_features
-        embedded: dict[str, Tensor] = self.embeddings(
-            features if sparse_features is None else sparse_features
-        ).to_dict()
+        looked_up = self.embeddings(features if sparse_features is None else sparse_features)
+        embedded: dict[str, Tensor] = looked_up.to_dict()
         length_of = dict(zip(features.keys(), features.lengths().view(len(features.keys()), -1), strict=True))
         for feature in self._averaged:
             if (batch.query_dense if feature.side == "query" else batch.item_dense) is not None:
