@@ -28,6 +28,10 @@ def run(module: str, *overrides: str, ranks: int = 0, timeout: float = 240) -> s
 
 def succeed(module: str, *overrides: str, ranks: int = 0) -> str:
     """Runs a command that must succeed, and returns its stdout."""
-    result = run(module, *overrides, ranks=ranks)
+    return stdout_of(run(module, *overrides, ranks=ranks))
+
+
+def stdout_of(result: subprocess.CompletedProcess[str]) -> str:
+    """Of a command that must have succeeded."""
     assert result.returncode == 0, f"{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
     return result.stdout

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.commands import command, environment
+from tests.commands import command, environment, stdout_of
 
 _IMPORTED = [
     "trainer",
@@ -80,9 +80,7 @@ def _texts(files: list[str]) -> list[str]:
 
 def succeed(module: str, *overrides: str, ranks: int = 0) -> str:
     """As `tests.commands.succeed`."""
-    result = run(module, *overrides, ranks=ranks)
-    assert result.returncode == 0, f"{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
-    return result.stdout
+    return stdout_of(run(module, *overrides, ranks=ranks))
 
 
 def _become(environment: dict[str, str], files: list[str], ranks: int, *module_and_overrides: str) -> None:
