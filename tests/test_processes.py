@@ -86,6 +86,7 @@ class Model:
 def command():
     with joined(processes):
         model = Model()
+        dist.barrier()  # a thread has its name once it has run
     print("then", threads())
     sys.exit({code})
 
