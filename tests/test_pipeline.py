@@ -1,8 +1,6 @@
 """Batches that are exchanged ahead, against TorchRec's own forward pass on batches that are not."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.commands import environment
 from tests.forked import succeed
 from tests.prepared import SCHEMA
 from tests.ranks import RankPool
@@ -91,45 +88,11 @@ def test_a_rank_tells_the_others_a_batch_ahead(ranks: RankPool, prepared: Path) 
         assert found == [(0, False), (2, False), (3, True), (4, False)]
 
 
-WATCHED = """
-import functools, sys
-from trainer.runtime.module import RetrievalModule
-from trainer.runtime.pipeline import IdExchange, Pipeline
-
-numbers = {}
-
-def telling(kind, name, what, step_of):
-    method = getattr(kind, name)
-    @functools.wraps(method)
-    def told(self, *arguments):
-        print(what, step_of(self, *arguments), file=sys.stderr)
-        return method(self, *arguments)
-    setattr(kind, name, told)
-
-def new(self, embeddings, batch, aside, made=IdExchange.__init__):
-    made(self, embeddings, batch, aside)
-    numbers[self] = batch.step
-
-IdExchange.__init__ = new
-telling(Pipeline, "_begin", "begin", lambda self, batch, sizes: batch.step)
-telling(IdExchange, "send", "send", lambda self: numbers[self])
-telling(RetrievalModule, "training_step", "step", lambda self, staged: staged.batch.step)
-telling(RetrievalModule, "on_before_optimizer_step", "update", lambda self, optimizer: self.global_step)
-from trainer.config import run_command
-from trainer.train import main
-run_command(main)
-"""
-
-
 def test_lightning_has_the_next_batch_on_its_way_in_every_step(tmp_path: Path) -> None:
     succeed("trainer.prepare", "data=generated", f"data.dir={tmp_path}/data", "data.users=400", "data.items=200")
     overrides = ["data.global_batch_size=128", "run.epochs=1", "run.monitor=null", "run.accelerator=cpu"]
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED, f"data.dir={tmp_path}/data", f"run.dir={tmp_path}/run", *overrides],
-        env=environment(), capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = re.findall(r"(begin|step|send|update) (\d+)\n", done.stderr)
+    stdout = succeed("tests.watched", f"data.dir={tmp_path}/data", f"run.dir={tmp_path}/run", *overrides, ranks=2)
+    told = re.findall(r"(begin|step|send|update|broadcast) (\d+)\n", stdout)
     when = {found: place for place, found in reversed(list(enumerate(told)))}  # the first time
     steps = [int(step) for what, step in told if what == "update"]
     assert len(steps) > 5
@@ -139,3 +102,4 @@ def test_lightning_has_the_next_batch_on_its_way_in_every_step(tmp_path: Path) -
             for what, number in (("begin", step + 1), ("step", step), ("send", step + 1), ("update", step))
         ]
         assert at == sorted(at), (step, told)
+    assert ("broadcast", "0") not in told, "Lightning has ranks wait for the first before every step"

@@ -97,7 +97,7 @@ def _trainer(
 ) -> pl.Trainer:
     """Lightning's loop, which validates after every so many steps."""
     csv = CSVLogger(config.run.dir, name="logs")
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="gpu" if processes.device.type == "cuda" else "cpu",
         devices=processes.local_world_size,
         num_nodes=processes.num_nodes,
@@ -112,6 +112,10 @@ def _trainer(
         callbacks=callbacks,
         enable_model_summary=False,
     )
+    # Before every step Lightning would have rank 0 tell whether it has received a SIGTERM, which signals.py sees to:
+    # for that ranks, and on GPUs the host too, would wait for all that is under way.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _build(

@@ -1,4 +1,4 @@
-"""All ranks' candidates on every rank, with gradients back to their owners."""
+"""Rows of all ranks on every rank, and sums over ranks at their owners: each is the other's gradient."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# B candidates on this rank, N over all ranks
+# B rows of this rank, N of all ranks in rank order
 
 
 def gather(local: Tensor) -> Tensor:
@@ -29,6 +29,38 @@ def start_gather(local: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
+def start_sum_to_owners(everyone: Tensor) -> Callable[[], Tensor]:
+    """Sums over ranks what each has for all rows, without gradient: [N, ...] -> [B, ...], this rank's.
+
+    To be waited for by a call of what is returned. On a CPU ranks are added up in their order, in float32, whatever
+    place a row has among the others.
+
+    Args:
+        everyone: float32 or float16, equally many rows for each rank.
+    """
+    ranks = dist.get_world_size()
+    if ranks == 1:
+        return lambda: everyone
+    if everyone.is_cuda:
+        own = everyone.new_empty(len(everyone) // ranks, *everyone.shape[1:])
+        work = dist.reduce_scatter_single(own, everyone.contiguous(), async_op=True)
+    else:  # gloo's reduce_scatter sums up all rows on every rank, which sends twice as much
+        received = torch.empty_like(everyone, memory_format=torch.contiguous_format)
+        work = dist.all_to_all_single(received, everyone.contiguous(), async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        if everyone.is_cuda:
+            return own
+        first, second, *others = received.chunk(ranks)
+        total = first.float() + second
+        for part in others:
+            total += part
+        return total
+
+    return wait
+
+
 def gather_with_gradient(local: Tensor, gradient_scale: float | None = None) -> Tensor:
     """As `gather`; each rank's backward returns the sum over ranks of the gradients to its own rows.
 
@@ -37,6 +69,20 @@ def gather_with_gradient(local: Tensor, gradient_scale: float | None = None) -> 
         gradient_scale: sends float16, and gradients times this; None sends all as it is.
     """
     return local if dist.get_world_size() == 1 else _Gather.apply(local, gradient_scale)
+
+
+def start_sum_with_gradient(everyone: Tensor, gradient_scale: float | None = None) -> Callable[[], Tensor]:
+    """As `start_sum_to_owners`; its backward gathers the gradients, divided by the ranks: of their mean loss.
+
+    Args:
+        everyone: float32.
+        gradient_scale: as in gather_with_gradient.
+    """
+    if dist.get_world_size() == 1:
+        return lambda: everyone
+    detached = everyone.detach()
+    wait = start_sum_to_owners(detached if gradient_scale is None else _half(detached))
+    return lambda: _SumToOwners.apply(everyone, wait, gradient_scale)
 
 
 def gather_of_any_length(local: Tensor) -> Tensor:
@@ -59,15 +105,28 @@ def gather_objects(local: Any) -> list[Any]:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, gradient_scale: float | None) -> Tensor:
-        ctx.rows, ctx.scale = len(local), gradient_scale
+        ctx.scale = gradient_scale
         return gather(local if gradient_scale is None else _half(local)).float()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        sent = gradient.contiguous() if ctx.scale is None else _half(gradient * ctx.scale)
-        own = sent.new_empty(ctx.rows, *gradient.shape[1:])
-        dist.reduce_scatter_single(own, sent)
-        return own if ctx.scale is None else own.float() / ctx.scale, None
+        return _exchange_gradient(lambda sent: start_sum_to_owners(sent)(), gradient, ctx.scale), None
+
+
+class _SumToOwners(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, everyone: Tensor, wait: Callable[[], Tensor], gradient_scale: float | None) -> Tensor:
+        ctx.scale = gradient_scale
+        return wait().float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _exchange_gradient(gather, gradient / dist.get_world_size(), ctx.scale), None, None
+
+
+def _exchange_gradient(exchange: Callable[[Tensor], Tensor], gradient: Tensor, scale: float | None) -> Tensor:
+    """A gradient, on its way in float16 and times a scale where there is one."""
+    return exchange(gradient) if scale is None else exchange(_half(gradient * scale)).float() / scale
 
 
 def _half(values: Tensor) -> Tensor:

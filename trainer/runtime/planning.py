@@ -113,7 +113,7 @@ class Planning:
         all_distinct = self._schema.item_id.table in plan.rows
         sizes = step_sizes(config, self._schema, self._features, assembler, files, at_once, ranks, all_distinct)
         held = memory(sizes, tables, ranks, dim, plan.device)
-        sent = exchanges(sizes, tables, ranks, dim, config.sharding.exchange)
+        sent = exchanges(sizes, tables, ranks, dim, config.sharding.exchange, plan.device)
         local = plan.ranks_per_node
         copies = sum(held[name] for name in ("rows of tables", "their optimizer's state")) * local
         host = {

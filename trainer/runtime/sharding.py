@@ -14,6 +14,7 @@ from torchrec.distributed.types import ShardingEnv
 
 from trainer.config import OptimizerConfig, ShardingConfig
 from trainer.model.two_tower import TwoTower
+from trainer.runtime.gloo import exchange_quickly
 from trainer.runtime.initialization import initialize_rows
 from trainer.runtime.placement import Cluster, fuse_optimizer, gradient_scale, make_planner, planned, sharders
 from trainer.runtime.processes import Processes
@@ -39,8 +40,9 @@ def shard(
         UserError: no plan satisfies the constraints.
     """
     fuse_optimizer(model, optimizer)
+    scale, on_cpu = gradient_scale(sharding, batch_size_per_rank * processes.world_size), processes.device.type == "cpu"
     planner = make_planner(model, sharding, batch_size_per_rank, _cluster(processes))
-    of_tables = sharders(gradient_scale(sharding, batch_size_per_rank * processes.world_size))
+    of_tables = sharders(scale)
     plan = planned(sharding, partial(planner.collective_plan, model, of_tables, dist.group.WORLD))
     for name, dense in model.named_children():
         if name != "embeddings":
@@ -51,13 +53,16 @@ def shard(
         device=processes.device,
         plan=plan,
         sharders=of_tables,
-        # Otherwise DistributedDataParallel rearranges gradients after its first step, and with them the order in which
-        # three or more ranks add them up: a run that goes on from a checkpoint would differ in the last bits. The
-        # temperature is used after `forward` alone, which looks unused; runtime/module.py averages its gradient.
+        # On GPUs DistributedDataParallel would otherwise rearrange gradients after its first step, and with them the
+        # order in which three or more ranks add them up: a run that goes on from a checkpoint would differ in the last
+        # bits. The temperature is used after `forward` alone, which looks unused; runtime/module.py averages its
+        # gradient.
         data_parallel_wrapper=DefaultDataParallelWrapper(
-            static_graph=False, find_unused_parameters=True, params_to_ignore=[OUTSIDE_FORWARD]
+            static_graph=False, find_unused_parameters=not on_cpu, params_to_ignore=[OUTSIDE_FORWARD]
         ),
     )
+    if on_cpu and processes.world_size > 1:
+        exchange_quickly(sharded, scale)
     for table, local, offsets, width in local_shards(sharded):
         initialize_rows(local, table, offsets[0], offsets[1], width, optimizer.embedding_init_std, seed)
     return sharded

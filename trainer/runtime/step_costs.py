@@ -88,7 +88,9 @@ class Exchange:
         return slower / cluster.efficiency + self.collectives * cluster.collective_us / 1e6
 
 
-def exchanges(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int, exchanged: str) -> list[Exchange]:
+def exchanges(
+    sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int, exchanged: str, device: str
+) -> list[Exchange]:
     """What a rank sends in a step, in this order.
 
     Args:
@@ -97,6 +99,7 @@ def exchanges(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: 
         ranks: W.
         dim: D.
         exchanged: as what embeddings and their gradients are sent.
+        device: cuda, where ranks also tell one another which layers they have used, or cpu.
     """
     if ranks == 1:
         return []
@@ -138,8 +141,8 @@ def exchanges(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: 
     if sizes.tells_users:
         found.append(Exchange("who has chosen what", "gather", 2 * LONG * sizes.positives * others))
     if sizes.dense_parameters:
-        numbers_of_layers = sum(sizes.dense_parameters) * FLOAT + len(sizes.dense_parameters) * INT
-        found.append(Exchange("gradients of the layers", "gather", 2 * numbers_of_layers * others / ranks, True, 2))
+        of_layers = sum(sizes.dense_parameters) * FLOAT + len(sizes.dense_parameters) * INT * (device == "cuda")
+        found.append(Exchange("gradients of the layers", "gather", 2 * of_layers * others / ranks, True, 2))
     return [*found, Exchange("whether all is finite", "gather", others)]
 
 
@@ -157,7 +160,7 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
         "layers, gradients, AdamW": 4.0 * FLOAT * sum(sizes.dense_parameters),
         # in hand, on its way, copied, and on a CPU those read ahead
         "batches": (3.0 if on_gpu else DEPTH + 4.0) * sizes.batch_bytes,
-        # bags of all ranks and their gradient, which gloo copies; received, side by side, and their gradient
+        # bags of all ranks, their gradient, on a CPU those of other ranks; received, side by side, and their gradient
         "looked-up embeddings": FLOAT * ((2.0 if on_gpu else 3.0) * (ranks * bags) + 3.0 * received),
         "towers, kept and their gradients": 2.0 * sizes.activation_bytes,
         # gathered, their gradient, the same times the loss's, and a chunk of logits
