@@ -1,6 +1,7 @@
 """What a sharded model exchanges on CPU ranks, by exchanges that gloo is quick at.
 
-gloo's reduce_scatter sends as much as its all_reduce, which takes two rounds along a ring, of many messages each.
+gloo's reduce_scatter sends as much as its all_reduce, which goes around a ring twice, in many messages
+(benchmarks/exchange.py).
 """
 
 from collections.abc import Callable
@@ -62,11 +63,15 @@ class _Sums(Awaitable[Tensor]):
         return self._sums()
 
 
+def average(local: Tensor) -> Tensor:
+    """The mean over ranks of float32 [n], without gradient, added up in the order of ranks wherever a number stands."""
+    ranks = dist.get_world_size()
+    everyone = F.pad(local, (0, -len(local) % ranks))
+    return gather(start_sum_to_owners(everyone)() / ranks)[: len(local)]
+
+
 def _average(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """DistributedDataParallel's hook: the mean of a bucket of gradients over ranks, added up in their order."""
-    gradient, ranks = bucket.buffer(), dist.get_world_size()
-    parts = F.pad(gradient, (0, -len(gradient) % ranks))
-    mean = gather(start_sum_to_owners(parts)() / ranks)
+    """DistributedDataParallel's hook, for a bucket of gradients."""
     done: torch.futures.Future[Tensor] = torch.futures.Future()
-    done.set_result(mean[: len(gradient)])
+    done.set_result(average(bucket.buffer()))
     return done
