@@ -25,6 +25,7 @@ from trainer.runtime.gloo import average
 from trainer.runtime.processes import find_processes, joined
 
 BAGS, CANDIDATES, LAYERS = (2048, 272), (1500, 64), 112_000
+"""Rows of a rank and their width, twice, and numbers."""
 TIMES = 40
 
 
@@ -59,9 +60,7 @@ def work() -> None:
     """One rank."""
     processes = find_processes("cpu", 1)
     with joined(processes):
-        bags, candidates = (
-            torch.randn(processes.world_size * rows, width) for rows, width in (BAGS, CANDIDATES)
-        )  # of all ranks
+        bags, candidates = (torch.randn(processes.world_size * rows, width) for rows, width in (BAGS, CANDIDATES))
         layers = torch.randn(LAYERS)
         exchanges: dict[str, Callable[[], object]] = {
             "bags: reduce_scatter": lambda: reduce_scatter(bags),

@@ -40,7 +40,8 @@ def shard(
         UserError: no plan satisfies the constraints.
     """
     fuse_optimizer(model, optimizer)
-    scale, on_cpu = gradient_scale(sharding, batch_size_per_rank * processes.world_size), processes.device.type == "cpu"
+    scale = gradient_scale(sharding, batch_size_per_rank * processes.world_size)
+    on_cpu = processes.device.type == "cpu"
     planner = make_planner(model, sharding, batch_size_per_rank, _cluster(processes))
     of_tables = sharders(scale)
     plan = planned(sharding, partial(planner.collective_plan, model, of_tables, dist.group.WORLD))
@@ -55,8 +56,8 @@ def shard(
         sharders=of_tables,
         # On GPUs DistributedDataParallel would otherwise rearrange gradients after its first step, and with them the
         # order in which three or more ranks add them up: a run that goes on from a checkpoint would differ in the last
-        # bits. The temperature is used after `forward` alone, which looks unused; runtime/module.py averages its
-        # gradient.
+        # bits. (CPU ranks add them up in one order wherever they stand, see gloo.py.) The temperature is used after
+        # `forward` alone, which looks unused; runtime/module.py averages its gradient.
         data_parallel_wrapper=DefaultDataParallelWrapper(
             static_graph=False, find_unused_parameters=not on_cpu, params_to_ignore=[OUTSIDE_FORWARD]
         ),
