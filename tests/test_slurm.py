@@ -5,6 +5,7 @@ Not part of `make test`: `make test-slurm` installs SLURM where it can, and runs
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -120,6 +121,7 @@ def submit_after(cluster: Cluster, folder: Path, job: str, command: str, run_dir
 def start_again(cluster: Cluster, job: str) -> None:
     """With the time it had; SLURM itself would wait for two minutes, in which all that was before is gone."""
     cluster.wait_until_idle()
+    time.sleep(1)  # a node takes no job anew in the second in which it was told to end it
     cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={LONG}", "StartTime=now")
 
 
