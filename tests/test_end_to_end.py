@@ -60,6 +60,13 @@ def evaluation(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "evaluation.json").read_text())
 
 
+@pytest.mark.parametrize("module", ["trainer.evaluate", "trainer.export"])
+def test_no_thread_of_the_group_outlives_a_command(two_tower: Path, module: str) -> None:
+    """Else one that lets go of a tensor while the interpreter ends aborts it, where the machine is busy."""
+    stdout = commands.succeed("tests.threads_left", module, f"run.dir={two_tower}", ranks=2)
+    assert stdout.count("threads left: 0\n") == 2, stdout
+
+
 def test_no_rank_holds_a_whole_id_table(two_tower: Path) -> None:
     tables = json.loads((two_tower / "sharding.json").read_text())
     for table in ("user_id", "item_id"):
