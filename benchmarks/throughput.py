@@ -8,11 +8,14 @@ TensorFlow Recommenders. All read Parquet, take batches of 4096, update tables b
 two threads in all. They take turns; figures are medians. With --keep, an allocator that keeps large buffers (Debian's
 libjemalloc2), peers run with it too, for their loops lose much time to pages given back and taken anew.
 
+How near it is to what the machine could do: the matrix products of a step alone, of distinct items and in float32.
+
 Last, the parts of a step of trainer.train: seconds of each without the parts inside it.
 """
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import platform
@@ -25,7 +28,18 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from works import BATCH, COLUMNS, TEMPERATURE
+from works import (
+    BATCH,
+    CATEGORICAL_DIM,
+    CATEGORICALS,
+    COLUMNS,
+    DIM,
+    HIDDEN,
+    ITEM_NUMERICS,
+    NUMERICS,
+    TEMPERATURE,
+    TEXT,
+)
 
 # before torch, which reads once what the package sets
 from trainer.config import CONFIG_DIR, TrainConfig, register_configs, typed
@@ -34,7 +48,16 @@ HERE = Path(__file__).parent
 STEPS, WARM_UP, EVERY = 120, 40, 20
 KEEPING = "oversize_threshold:1,background_thread:true,metadata_thp:auto,dirty_decay_ms:-1,muzzy_decay_ms:-1"
 OURS, OURS_ON_TWO, BARE = "trainer.train", "trainer.train, 2 ranks", "its step in a bare loop"
+PRODUCTS = "its matrix products alone"
 TORCHREC, TORCHREC_ON_TWO, TORCH, TFRS = "TorchRec alone", "TorchRec alone, 2 ranks", "plain PyTorch", "TFRS"
+WIDTHS = {
+    "ids": ([DIM, DIM], [DIM, DIM]),
+    "features": (
+        [2 * DIM + len(CATEGORICALS) * CATEGORICAL_DIM + len(NUMERICS), HIDDEN, DIM],
+        [DIM + CATEGORICAL_DIM + len(ITEM_NUMERICS) + TEXT, HIDDEN, DIM],
+    ),
+}
+"""Of the layers of both towers."""
 PARTS = ("read", "exchange", "lookup", "towers", "loss", "backward and tables' update", "layers' update", "rest")
 
 
@@ -57,6 +80,8 @@ def command(system: str, work: str, out: Path, seconds: float, tfrs: str | None)
             return [*torchrun, "2", "-m", "trainer.train", *overrides(out, work)]
         case "its step in a bare loop":
             return [sys.executable, __file__, str(out), "--part", "loop", "--works", work]
+        case "its matrix products alone":
+            return [sys.executable, __file__, str(out), "--part", "products", "--works", work]
         case "TorchRec alone":
             return [*torchrun, "1", str(HERE / "peer_torchrec.py"), *peer]
         case "TorchRec alone, 2 ranks":
@@ -124,6 +149,34 @@ def bare_loop(out: Path, work: str) -> None:
 
         tell(timed(step, 10.0, lambda steps: min(steps, STEPS - 15)))
         module.reader.close()
+
+
+def products_alone(out: Path, work: str) -> None:
+    """Those of the loss over the distinct items of a batch, by chunks as the loss has them, and of the towers."""
+    import torch
+    from works import batches, tell, timed
+
+    from trainer.model.loss import Workspace
+    from trainer.runtime.processes import find_processes
+
+    find_processes("cpu", 2)
+    workspace, items = Workspace(), len(set(next(batches(str(out / f"{work}.parquet"), work, BATCH))["item_id"]))
+    query_QD, item_ND, total_ND = torch.randn(BATCH, DIM), torch.randn(items, DIM), torch.zeros(items, DIM)
+    layers = [(torch.randn(rows, width, requires_grad=True), torch.randn(to, width, requires_grad=True))
+              for rows, widths in zip((BATCH, items), WIDTHS[work], strict=True)
+              for width, to in itertools.pairwise(widths)]  # fmt: skip
+
+    def step() -> torch.Tensor:
+        for query_CD in query_QD.split(workspace.chunk_size(items)):
+            logits_CN = torch.mm(query_CD, item_ND.T, out=workspace.logits(query_CD, items)[: len(query_CD)])
+            logits_CN @ item_ND
+            total_ND.addmm_(logits_CN.T, query_CD)
+        for rows, weight in layers:
+            output = rows @ weight.T
+            torch.autograd.grad(output, (rows, weight), output.detach())
+        return total_ND.sum()
+
+    tell(timed(step, 6.0))
 
 
 def _made(out: Path, work: str) -> Any:
@@ -212,7 +265,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     out: Path = arguments.out
     peers = [TORCHREC, TORCHREC_ON_TWO, TORCH, *([TFRS] if arguments.tfrs else [])]
-    systems: list[tuple[str, str | None]] = [(name, None) for name in (OURS, OURS_ON_TWO, BARE, *peers)]
+    systems: list[tuple[str, str | None]] = [(name, None) for name in (OURS, OURS_ON_TWO, BARE, PRODUCTS, *peers)]
     systems += [(name, arguments.keep) for name in peers if arguments.keep]
     for work in arguments.works:
         if not (out / f"{work}.parquet").exists():
@@ -233,9 +286,9 @@ if __name__ == "__main__":
     parser.add_argument("--keep", help="path of libjemalloc.so.2")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8)
-    parser.add_argument("--part", choices=["loop", "split"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["loop", "products", "split"], help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.part is None:
         main(given)
     else:
-        (bare_loop if given.part == "loop" else split)(given.out, given.works[0])
+        {"loop": bare_loop, "products": products_alone, "split": split}[given.part](given.out, given.works[0])
