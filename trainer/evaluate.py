@@ -37,7 +37,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     check_evaluate_config(config)
     check_there(config.run)
     with first_imports():  # after the config is known to be sound
-        from trainer.runtime.evaluation_run import evaluate_run
+        from trainer.evaluation_run import evaluate_run
     return evaluate_run(config)
 
 
