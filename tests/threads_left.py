@@ -1,4 +1,4 @@
-"""python -m tests.threads_left MODULE OVERRIDES: that command, which tells at its end what threads of gloo are left."""
+"""python -m tests.threads_left MODULE OVERRIDES: that command, which at its end counts the threads of gloo left."""
 
 import atexit
 import os
