@@ -8,7 +8,6 @@ from trainer.runtime.gather import (
     gather_objects,
     gather_with_gradient,
     start_sum_to_owners,
-    start_sum_with_gradient,
 )
 from trainer.runtime.processes import Processes
 
@@ -48,25 +47,6 @@ def test_every_rank_gets_all_rows_and_owners_get_all_gradients(ranks: RankPool) 
             assert everyone[:, 0].tolist() == rows.tolist()
             assert grad[:, 0].tolist() == gradient[2 * rank : 2 * rank + 2].tolist()
             assert numbers == list(range(world_size))
-
-
-def summed(processes: Processes, scale: float | None) -> tuple[Tensor, Tensor]:
-    """What rank r has for row n of all is 10 r + n; owners weigh their rows by 1 + their number."""
-    everyone = torch.arange(2.0 * processes.world_size)[:, None] + 10 * processes.rank
-    everyone.requires_grad_()
-    own = start_sum_with_gradient(everyone, scale)()
-    (own[:, 0] * torch.tensor([1.0, 2.0]) * 10**processes.rank).sum().backward()
-    return own.detach(), everyone.grad
-
-
-@pytest.mark.parametrize("scale", [None, 64.0])
-def test_owners_get_sums_of_their_rows_and_every_rank_all_gradients(ranks: RankPool, scale: float | None) -> None:
-    for world_size in (1, 2, 3):
-        gradient = [weight * 10**rank / world_size for rank in range(world_size) for weight in (1.0, 2.0)]
-        for rank, (own, grad) in enumerate(ranks.run(world_size, summed, scale)):
-            of_ranks = 10 * sum(range(world_size))
-            assert own[:, 0].tolist() == [of_ranks + world_size * (2 * rank + row) for row in range(2)]
-            assert grad[:, 0].tolist() == pytest.approx(gradient, rel=1e-6 if scale is None else 1 / 2048)
 
 
 def order_of_sums(processes: Processes) -> Tensor:

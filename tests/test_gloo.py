@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 from tests.ranks import RankPool
 from tests.training import config, trained, whole_tables
@@ -12,18 +13,22 @@ from trainer.config import TrainConfig
 from trainer.model.two_tower import dense_parameters
 from trainer.runtime import sharding
 from trainer.runtime.processes import Processes
+from trainer.runtime.row_wise import ShardedBags
 
 
 def after_steps(
     processes: Processes, train: TrainConfig, folder: Path, quickly: bool
 ) -> tuple[dict[str, Tensor], list[float]]:
-    replace = sharding.exchange_quickly
+    average, make = sharding.average_quickly, vars(ShardedBags)["create_embedding_bag_sharding"]
     if not quickly:
-        sharding.exchange_quickly = lambda model, scale: None
+        sharding.average_quickly = lambda model: None
+        theirs = vars(ShardedEmbeddingBagCollection)["create_embedding_bag_sharding"]
+        ShardedBags.create_embedding_bag_sharding = theirs  # type: ignore[method-assign]
     try:
         model, losses = trained(processes, train, folder, 5)
     finally:
-        sharding.exchange_quickly = replace
+        sharding.average_quickly = average
+        ShardedBags.create_embedding_bag_sharding = make  # type: ignore[method-assign]
     layers = {name: value.detach() for name, value in dense_parameters(model).items()}
     return whole_tables(model) | layers, losses
 

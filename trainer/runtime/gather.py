@@ -71,20 +71,6 @@ def gather_with_gradient(local: Tensor, gradient_scale: float | None = None) -> 
     return local if dist.get_world_size() == 1 else _Gather.apply(local, gradient_scale)
 
 
-def start_sum_with_gradient(everyone: Tensor, gradient_scale: float | None = None) -> Callable[[], Tensor]:
-    """As `start_sum_to_owners`; its backward gathers the gradients, divided by the ranks: of their mean loss.
-
-    Args:
-        everyone: float32.
-        gradient_scale: as in gather_with_gradient.
-    """
-    if dist.get_world_size() == 1:
-        return lambda: everyone
-    detached = everyone.detach()
-    wait = start_sum_to_owners(detached if gradient_scale is None else _half(detached))
-    return lambda: _SumToOwners.apply(everyone, wait, gradient_scale)
-
-
 def gather_of_any_length(local: Tensor) -> Tensor:
     """Concatenates one-dimensional tensors of any lengths over ranks, without gradient."""
     length = gather(torch.tensor([len(local)], device=local.device))
@@ -106,30 +92,19 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor, gradient_scale: float | None) -> Tensor:
         ctx.scale = gradient_scale
-        return gather(local if gradient_scale is None else _half(local)).float()
+        return gather(local if gradient_scale is None else half(local)).float()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _exchange_gradient(lambda sent: start_sum_to_owners(sent)(), gradient, ctx.scale), None
 
 
-class _SumToOwners(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, everyone: Tensor, wait: Callable[[], Tensor], gradient_scale: float | None) -> Tensor:
-        ctx.scale = gradient_scale
-        return wait().float()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _exchange_gradient(gather, gradient / dist.get_world_size(), ctx.scale), None, None
-
-
 def _exchange_gradient(exchange: Callable[[Tensor], Tensor], gradient: Tensor, scale: float | None) -> Tensor:
     """A gradient, on its way in float16 and times a scale where there is one."""
-    return exchange(gradient) if scale is None else exchange(_half(gradient * scale)).float() / scale
+    return exchange(gradient) if scale is None else exchange(half(gradient * scale)).float() / scale
 
 
-def _half(values: Tensor) -> Tensor:
+def half(values: Tensor) -> Tensor:
     """What float16 can hold, summed up over ranks too; NaN remains NaN."""
     most = torch.finfo(torch.float16).max / dist.get_world_size()
     return values.clamp(-most, most).half()

@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.types import LazyAwaitable
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
@@ -21,6 +20,7 @@ from trainer.data.batch import RetrievalBatch
 from trainer.data.events import TrainingReader
 from trainer.runtime.lockstep import Sizes, tell_sizes
 from trainer.runtime.processes import Processes
+from trainer.runtime.row_wise import ShardedBags
 
 
 class IdExchange:
@@ -34,9 +34,7 @@ class IdExchange:
         aside: the stream on which it is done.
     """
 
-    def __init__(
-        self, embeddings: ShardedEmbeddingBagCollection, batch: RetrievalBatch, aside: torch.cuda.Stream | None
-    ) -> None:
+    def __init__(self, embeddings: ShardedBags, batch: RetrievalBatch, aside: torch.cuda.Stream | None) -> None:
         self._embeddings, self._aside = embeddings, aside
         self._context = embeddings.create_context()
         with _on(aside):
@@ -54,6 +52,7 @@ class IdExchange:
         self.send()
         with _on(self._aside):
             received = self._ids.wait()
+            self._embeddings.find_routes(self._context, received)
         if self._aside is not None:
             now = torch.cuda.current_stream()
             now.wait_stream(self._aside)
@@ -94,7 +93,7 @@ class Pipeline:
         pause_wanted: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._reader, self._device, self._pause_wanted = reader, processes.device, pause_wanted
-        self._embeddings = cast(ShardedEmbeddingBagCollection, cast(nn.Module, model.module).embeddings)
+        self._embeddings = cast(ShardedBags, cast(nn.Module, model.module).embeddings)
         self._embeddings.forward = partial(_forward, self._embeddings)
         on_gpu = processes.device.type == "cuda"
         self._copying, self._exchanging = (torch.cuda.Stream(self._device) if on_gpu else None for _ in range(2))
@@ -132,7 +131,7 @@ class Pipeline:
         return StagedBatch(batch, sizes, self._newest)
 
 
-def _forward(embeddings: ShardedEmbeddingBagCollection, features: Any) -> LazyAwaitable[KeyedTensor]:
+def _forward(embeddings: ShardedBags, features: Any) -> LazyAwaitable[KeyedTensor]:
     """Of tables, for features that are on their way as well as for those that are not."""
     return features.look_up() if isinstance(features, IdExchange) else type(embeddings).forward(embeddings, features)
 

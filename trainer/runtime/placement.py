@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
@@ -20,23 +20,48 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
+from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from trainer.config import OptimizerConfig, ShardingConfig
 from trainer.errors import UserError
 from trainer.model.two_tower import TwoTower
+from trainer.runtime.row_wise import ShardedBags
 
 SHARE_KEPT_FREE = 0.15
 """Of each rank's memory, which the planner leaves to dense layers, activations and buffers."""
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's, with the types it leaves out on the CPU although their kernels run there."""
+    """TorchRec's, with our exchange of row-wise tables, and these on the CPU too, where their kernels run.
+
+    Args:
+        gradient_scale: None where float32 is exchanged.
+    """
+
+    def __init__(self, gradient_scale: float | None) -> None:
+        codecs = None
+        if gradient_scale is not None:
+            half = QCommsConfig(CommType.FP16, CommType.FP16, backward_loss_scale=gradient_scale)
+            codecs = get_qcomm_codecs_registry(half, device=torch.device("cpu"))  # which of a GPU's are no others
+        # On a GPU, float16 rows would be rounded up or down by chance, which no checkpoint knows.
+        super().__init__(fused_params={"stochastic_rounding": False}, qcomm_codecs_registry=codecs)
+        self._gradient_scale = gradient_scale
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         types = super().sharding_types(compute_device_type)
         return types + [t for t in (ShardingType.ROW_WISE.value,) if t not in types]
+
+    def shard(
+        self, module: EmbeddingBagCollection, params: dict[str, ParameterSharding], env: ShardingEnv,
+        device: torch.device | None = None, module_fqn: str | None = None,
+    ) -> ShardedEmbeddingBagCollection:  # fmt: skip
+        return ShardedBags(
+            gradient_scale=self._gradient_scale, module=module, table_name_to_parameter_sharding=params, env=env,
+            fused_params=self.fused_params, device=device, qcomm_codecs_registry=self.qcomm_codecs_registry,
+            module_fqn=module_fqn,
+        )  # fmt: skip
 
 
 def gradient_scale(config: ShardingConfig, global_batch_size: int) -> float | None:
@@ -50,13 +75,7 @@ def gradient_scale(config: ShardingConfig, global_batch_size: int) -> float | No
 
 def sharders(scale: float | None) -> list[ModuleSharder[nn.Module]]:
     """Of the tables; `gradient_scale` says as what their embeddings are exchanged."""
-    codecs = None
-    if scale is not None:
-        half = QCommsConfig(CommType.FP16, CommType.FP16, backward_loss_scale=scale)
-        codecs = get_qcomm_codecs_registry(half, device=torch.device("cpu"))  # which of a GPU's are no others
-    # On a GPU, float16 rows would be rounded up or down by chance, which no checkpoint knows.
-    kernels = {"stochastic_rounding": False}
-    return [cast(ModuleSharder[nn.Module], _BagSharder(fused_params=kernels, qcomm_codecs_registry=codecs))]
+    return [cast(ModuleSharder[nn.Module], _BagSharder(scale))]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torchrec.distributed.types import ShardingEnv
 
 from trainer.config import OptimizerConfig, ShardingConfig
 from trainer.model.two_tower import TwoTower
-from trainer.runtime.gloo import exchange_quickly
+from trainer.runtime.gloo import average_quickly
 from trainer.runtime.initialization import initialize_rows
 from trainer.runtime.placement import Cluster, fuse_optimizer, gradient_scale, make_planner, planned, sharders
 from trainer.runtime.processes import Processes
@@ -63,7 +63,7 @@ def shard(
         ),
     )
     if on_cpu and processes.world_size > 1:
-        exchange_quickly(sharded, scale)
+        average_quickly(sharded)
     for table, local, offsets, width in local_shards(sharded):
         initialize_rows(local, table, offsets[0], offsets[1], width, optimizer.embedding_init_std, seed)
     return sharded

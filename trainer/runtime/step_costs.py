@@ -112,18 +112,18 @@ def exchanges(
     per_value = 4 if sizes.is_weighted else 3  # exchanges of a group of tables: sizes, lengths, ids and their weights
     if split:
         features = [name for table in split for name in table.features]
-        widths = sum(table.dim * len(table.features) for table in split)
-        values = sum(sizes.values[name] for name in features)
+        parts = number * _parts(sizes, split, ranks) * others / ranks
+        values = sum(sizes.values(name) for name in features)
         told = LONG * per_value * others + INT * len(features) * sizes.slots * others
         found += [
             Exchange("lengths of lists of ids, row-wise", "all_to_all", told, collectives=2),
             Exchange("ids, row-wise", "all_to_all", of_value * values * others / ranks, False, per_value - 2),
-            Exchange("embeddings, row-wise", "gather", number * sizes.slots * widths * others),
-            Exchange("gradients of embeddings, row-wise", "gather", number * sizes.slots * widths * others),
+            Exchange("embeddings, row-wise", "all_to_all", parts, False),
+            Exchange("gradients of embeddings, row-wise", "all_to_all", parts, False),
         ]
     if whole:
         numbers = _by_rank(whole, lambda table: len(table.features), ranks)
-        values_of = _by_rank(whole, lambda table: sum(sizes.values[name] for name in table.features), ranks)
+        values_of = _by_rank(whole, lambda table: sum(sizes.values(name) for name in table.features), ranks)
         widths_of = _by_rank(whole, lambda table: table.dim * len(table.features), ranks)
         told = LONG * per_value * others + INT * sizes.slots * _most_of_others(numbers)
         back = number * sizes.slots * _most_of_others(widths_of)
@@ -153,6 +153,7 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
     everyone, on_gpu = ranks * sizes.candidates, device == "cuda"
     bags = sum(sizes.slots * table.dim * len(table.features) for table in here)
     received = sum(sizes.slots * table.dim * len(table.features) for table in tables)
+    parts = _parts(sizes, [table for table in tables if table.is_split], ranks) if ranks > 1 else 0.0
     logits = max(LOGITS_ON_A_GPU if on_gpu else LOGITS_ON_A_CPU, everyone)
     return {
         "rows of tables": sum(table.weights(rank) for table in tables),
@@ -160,8 +161,8 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
         "layers, gradients, AdamW": 4.0 * FLOAT * sum(sizes.dense_parameters),
         # in hand, on its way, copied, and on a CPU those read ahead
         "batches": (3.0 if on_gpu else DEPTH + 4.0) * sizes.batch_bytes,
-        # bags of all ranks, their gradient, on a CPU those of other ranks; received, side by side, and their gradient
-        "looked-up embeddings": FLOAT * ((2.0 if on_gpu else 3.0) * (ranks * bags) + 3.0 * received),
+        # bags of all ranks, their gradient; parts sent and received; bags, side by side, and their gradient
+        "looked-up embeddings": FLOAT * (2.0 * (ranks * bags) + 2.0 * parts + 3.0 * received),
         "towers, kept and their gradients": 2.0 * sizes.activation_bytes,
         # gathered, their gradient, the same times the loss's, and a chunk of logits
         "candidates and logits": FLOAT
@@ -179,7 +180,7 @@ def seconds(
     bags = sum(sizes.slots * t.dim * len(t.features) for t in tables) * FLOAT * (ranks if ranks > 1 else 1)
     device = host = 0.0
     for table in tables:
-        rows = sum(sizes.values[name] for name in table.features) * (table.bytes_of_row + table.state_of_row)
+        rows = sum(sizes.values(name) for name in table.features) * (table.bytes_of_row + table.state_of_row)
         device += rows
         host += rows * (1 - CACHED) if table.in_host_memory else 0.0
     flops, memory = (rate * cluster.efficiency for rate in (cluster.tflops * 1e12, cluster.memory_gb_s * 1e9))
@@ -201,6 +202,11 @@ def seconds(
 
 def _of(sent: Sequence[Exchange], begins: tuple[str, ...], cluster: ClusterConfig) -> float:
     return sum(exchange.seconds(cluster) for exchange in sent if exchange.what.startswith(begins))
+
+
+def _parts(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int) -> float:
+    """Numbers in the parts of all bags of a rank, of tables that are spread by rows."""
+    return sum(table.dim * sizes.parts(name, ranks) for table in tables for name in table.features)
 
 
 def _by_rank(tables: Sequence[PlacedTable], of: Callable[[PlacedTable], int], ranks: int) -> list[int]:

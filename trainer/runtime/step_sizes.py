@@ -1,5 +1,6 @@
 """How much one training step holds and computes on a rank, counted on a batch of the prepared data."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -34,8 +35,8 @@ class StepSizes:
     items: int
     slots: int
     """Bags of every looked-up feature."""
-    values: Mapping[str, int]
-    """Ids looked up, by feature."""
+    bags: Mapping[str, Mapping[int, int]]
+    """How many bags have how many ids, by feature: {ids of a bag: bags}."""
     is_weighted: bool
     tells_users: bool
     """Whether ranks tell one another who has chosen what."""
@@ -48,6 +49,14 @@ class StepSizes:
     tower_backward_flops: float
     activation_bytes: float
     """Kept by the towers for their backward pass."""
+
+    def values(self, feature: str) -> int:
+        """Ids looked up."""
+        return sum(ids * bags for ids, bags in self.bags[feature].items())
+
+    def parts(self, feature: str, ranks: int) -> float:
+        """Parts into which its bags fall, in expectation, where each id lies on any of the ranks."""
+        return sum(bags * ranks * (1 - (1 - 1 / ranks) ** ids) for ids, bags in self.bags[feature].items())
 
 
 def step_sizes(
@@ -75,12 +84,13 @@ def step_sizes(
     keys, lengths = batch.sparse_features.keys(), batch.sparse_features.lengths().view(-1, batch.slots)
     of_items = {feature.name for feature in features if feature.side == "candidate"}
     positives, candidates, items = len(batch.positive), batch.num_candidates, len(batch.item_row)
-    values = dict(zip(keys, lengths.sum(1).tolist(), strict=True))
+    bags = {key: Counter(ids.tolist()) for key, ids in zip(keys, lengths, strict=True)}
     uniform = int(batch.uniform_count.count_nonzero())
     if all_distinct:
         others = items - candidates if batch.history is None else len(batch.history.item)
         candidates, uniform = positives + len(drawn), len(drawn)
-        values |= {name: round(values[name] * (candidates + others) / items) for name in of_items & values.keys()}
+        for name in of_items & bags.keys():
+            bags[name] = Counter({n: round(count * (candidates + others) / items) for n, count in bags[name].items()})
         items = candidates + others
     return StepSizes(
         queries=len(batch.query_dense) if batch.query_dense is not None else 0,
@@ -89,7 +99,7 @@ def step_sizes(
         negatives=candidates if config.model.loss.in_batch_negatives else uniform,
         items=items,
         slots=max(batch.slots, items),
-        values=values,
+        bags=bags,
         is_weighted=batch.sparse_features.weights_or_none() is not None,
         tells_users=batch.user is not None,
         interests=config.model.history.interests,
