@@ -79,10 +79,12 @@ def sent_in_a_step(processes: Processes, train: TrainConfig, folder: Path) -> tu
     batch = batches[0]
     ids = {name: [bag.tolist() for bag in of_feature.to_dense()]
            for name, of_feature in batch.sparse_features.to_dict().items()}  # fmt: skip
-    return counted.found, (batch.slots, batch.num_candidates, len(batch.positive), ids)
+    return counted.found, (batch.slots, batch.num_shared, len(batch.positive), ids)
 
 
-@pytest.mark.parametrize("case", ["row_wise", "both", "table_wise", "weighted", "user", "half", "half table_wise"])
+@pytest.mark.parametrize(
+    "case", ["row_wise", "both", "table_wise", "weighted", "user", "half", "half table_wise", "uniform"]
+)
 def test_bytes_are_those_that_two_ranks_send(ranks: RankPool, prepared: Path, case: str) -> None:
     """To the byte, but for what is looked up in row-wise tables: within a third of what an even spread gives."""
     train = config("table_wise" if "table_wise" in case else "row_wise")
@@ -92,6 +94,9 @@ def test_bytes_are_those_that_two_ranks_send(ranks: RankPool, prepared: Path, ca
     if case == "weighted":
         train.model.candidate.features = [*(train.model.candidate.features or []), "words"]
         train.sharding.tables["words"] = "row_wise"
+    if case == "uniform":
+        loss = train.model.loss
+        loss.in_batch_negatives, loss.uniform_negatives, loss.log_q = False, 12, "none"
     if case == "user":
         train.model.loss.remove_known_positives = "user"
     found = plan(planned_for(train, prepared))
@@ -100,7 +105,7 @@ def test_bytes_are_those_that_two_ranks_send(ranks: RankPool, prepared: Path, ca
     for rank, (counted, (slots, _, positives, _)) in enumerate(several):
         most = max(sizes[1] for _, sizes in several)
         bags = {name: Counter(map(len, of_feature)) for name, of_feature in ids[rank].items()}
-        sizes = replace(found.sizes, slots=slots, candidates=most, positives=positives, bags=bags)
+        sizes = replace(found.sizes, slots=slots, negatives=most, positives=positives, bags=bags)
         formulas = exchanges(sizes, found.tables, 2, 8, train.sharding.exchange, "cpu")
         of_kind = {"all_to_all": 0.0, "gather": 0.0}
         for operation, size in counted:

@@ -50,6 +50,7 @@ class Share:
             torch.from_numpy(items.positive),
             **{"positive_query" if self.merged else "query_row": torch.tensor([row for row, *_ in self.queries])},
             weight=torch.tensor(self.weight) if config.sample_weights else None,
+            shared=None if config.in_batch_negatives else torch.from_numpy(items.uniform_count.nonzero()[0]),
         )  # fmt: skip
         if which != "none":
             batch.known_row = torch.tensor(list(itertools.chain(*self.known)))
@@ -141,6 +142,10 @@ SWITCHES = {
     "accidental hits stay": {"remove_accidental_hits": False, "uniform_negatives": 3},
     "accidental hits stay among uniform": {
         "remove_accidental_hits": False, "uniform_negatives": 3, "in_batch_negatives": False, "log_q": "none",
+    },
+    "uniform alone, and who has chosen what": {
+        "remove_known_positives": "user", "uniform_negatives": 3, "in_batch_negatives": False, "log_q": "none",
+        "sample_weights": True,
     },
     "history": {"remove_known_positives": "history", "uniform_negatives": 3},
     "user": {"remove_known_positives": "user"},

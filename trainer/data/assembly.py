@@ -158,6 +158,7 @@ class BatchAssembler:
             uniform_count=torch.from_numpy(items.uniform_count),
             train_share=torch.from_numpy(self._catalog.train_share(items.row[:num_candidates])),
             positive=int64_tensor(items.positive),
+            shared=None if self._model.loss.in_batch_negatives else int64_tensor(items.uniform_count.nonzero()[0]),
             query_row=_optional(rows.query_row if rows else None),
             positive_query=_optional(rows.positive_query if rows else None),
         )

@@ -68,6 +68,7 @@ class RetrievalBatch:
         positive_count: float32 [C], positives that are the candidate.
         uniform_count: float32 [C], uniform draws of the candidate.
         train_share: float32 [C], each candidate's share of the training events: how likely it is to be a positive.
+        shared: int64 ascending, numbers among the C of those that all ranks take as negatives; None where all.
         positive: int64 [P], each positive among the C.
         positive_query: int64 [P] ascending, the query of each positive; None where every query has one.
         query_row: int64 [Q] ascending, the row that each query is of; None where every row is one query.
@@ -88,6 +89,7 @@ class RetrievalBatch:
     uniform_count: Tensor
     train_share: Tensor
     positive: Tensor
+    shared: Tensor | None = None
     query_row: Tensor | None = None
     positive_query: Tensor | None = None
     weight: Tensor | None = None
@@ -102,6 +104,11 @@ class RetrievalBatch:
     def num_candidates(self) -> int:
         """C."""
         return len(self.positive_count)
+
+    @property
+    def num_shared(self) -> int:
+        """Candidates that all ranks score."""
+        return self.num_candidates if self.shared is None else len(self.shared)
 
     @property
     def slots(self) -> int:

@@ -15,7 +15,7 @@ class Sizes:
 
     Attributes:
         slots: most of any rank.
-        candidates: of each rank.
+        candidates: of each rank, that all score.
         positives: of each rank.
         weight: of all positives in the loss, over all ranks.
         pause: whether any rank wants all to pause after the step.
@@ -37,7 +37,7 @@ def tell_sizes(batch: RetrievalBatch, pause_wanted: bool = False) -> Callable[[]
     """Begins it; what is returned waits for it."""
     positives = len(batch.positive)
     weight = float(positives) if batch.weight is None else float(batch.weight.sum(dtype=torch.float64))
-    local = torch.tensor([[batch.slots, batch.num_candidates, positives, weight, pause_wanted]], dtype=torch.float64)
+    local = torch.tensor([[batch.slots, batch.num_shared, positives, weight, pause_wanted]], dtype=torch.float64)
     everyone = start_gather(local)
 
     def sizes() -> Sizes:

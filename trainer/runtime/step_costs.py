@@ -104,7 +104,7 @@ def exchanges(
     if ranks == 1:
         return []
     number = HALF if exchanged == "float16" else FLOAT
-    others, candidates = ranks - 1, sizes.candidates
+    others, candidates = ranks - 1, sizes.negatives
     found = [Exchange("sizes of the batches", "gather", 5 * DOUBLE * others)]
     of_value = LONG + (FLOAT if sizes.is_weighted else 0)
     split = [table for table in tables if table.is_split]
@@ -150,7 +150,9 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
     """Bytes on the device of the rank that holds most, by what they are for, as if all were there at once."""
     rank = max(range(ranks), key=lambda r: sum(table.weights(r) + table.state(r) for table in tables))
     here = [table for table in tables if table.rows_of_rank[rank]]
-    everyone, on_gpu = ranks * sizes.candidates, device == "cuda"
+    everyone, on_gpu = ranks * sizes.negatives, device == "cuda"
+    if sizes.negatives < sizes.candidates:
+        everyone += sizes.candidates  # which are this rank's alone
     bags = sum(sizes.slots * table.dim * len(table.features) for table in here)
     received = sum(sizes.slots * table.dim * len(table.features) for table in tables)
     parts = _parts(sizes, [table for table in tables if table.is_split], ranks) if ranks > 1 else 0.0

@@ -62,12 +62,14 @@ class TrainingLoss(nn.Module):
             own_P = count_N[positive_P] + (not self._config.in_batch_negatives)
         weight_P = torch.ones_like(own_P) if batch.weight is None else batch.weight
         scale = len(sizes.positives) / sizes.weight if sizes.weight else 0.0  # weights of 0 alone teach nothing
-        drawn_M = None if self._config.in_batch_negatives else count_N.nonzero()[:, 0]
+        drawn_M = None
+        if not self._config.in_batch_negatives:
+            drawn_M = torch.arange(len(candidates.row_M), device=count_N.device)
         return sampled_softmax(
             Queries(query_QD, positive_P, own_P, weight_P * scale, batch.positive_query),
             Candidates(candidates.embedding_ND, count_N, self._log_q(candidates, batch, sizes), drawn_M),
             self._workspace,
-            self._exclusions(candidates.row_N, batch, sizes),
+            self._exclusions(candidates.row_M, batch, sizes),
         )
 
     @torch.no_grad()
@@ -79,12 +81,12 @@ class TrainingLoss(nn.Module):
         if self.frequencies is None:
             log_q_N = candidates.train_share_N.log()
         else:
-            self.frequencies.update(candidates.row_N, candidates.positive_count_N, batch.step)
-            log_q_N = self.frequencies.log_q(candidates.row_N)
+            self.frequencies.update(candidates.row_M, candidates.positive_count_N, batch.step)
+            log_q_N = self.frequencies.log_q(candidates.row_M)
         return mixture_log_q(log_q_N, sum(sizes.positives), config.uniform_negatives, self._num_items)
 
     @torch.no_grad()
-    def _exclusions(self, row_N: Tensor, batch: RetrievalBatch, sizes: Sizes) -> Exclusions | None:
+    def _exclusions(self, row_M: Tensor, batch: RetrievalBatch, sizes: Sizes) -> Exclusions | None:
         if batch.known_row is None or batch.known_length is None:
             return None
         known = batch.known_row, batch.known_length
@@ -93,7 +95,7 @@ class TrainingLoss(nn.Module):
             user_P = batch.user if of_row is None else batch.user[of_row]
             told_G2 = gather_ragged(torch.stack([user_P, batch.item_row[batch.positive]], dim=1), sizes.positives)
             known = with_other_rows_of_the_user(*known, batch.user, told_G2[:, 0].contiguous(), told_G2[:, 1])
-        return excluded_columns(*known, row_N, batch.query_row, batch.known_seen)
+        return excluded_columns(*known, row_M, batch.query_row, batch.known_seen)
 
 
 def streaming_frequencies(config: LossConfig, num_items: int) -> StreamingFrequencies:
