@@ -10,7 +10,8 @@ libjemalloc2), peers run with it too, for their loops lose much time to pages gi
 
 How near it is to what the machine could do: the matrix products of a step alone, of distinct items and in float32.
 
-Last, the parts of a step of trainer.train: seconds of each without the parts inside it.
+Last, the parts of a step of trainer.train: milliseconds of each without the parts inside it. What is in none
+of them, "rest", is all that Lightning, callbacks, logs and progress bar add, and some of the step's own Python.
 """
 
 import argparse
@@ -260,6 +261,16 @@ def compare(systems: Iterable[tuple[str, str | None]], times: int, *arguments: A
     return "\n".join(lines)
 
 
+def parts_of_a_step(times: int, out: Path, work: str) -> str:
+    """A line: milliseconds of each, and what share the rest is."""
+    command = [sys.executable, __file__, str(out), "--part", "split", "--works", work]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(times)]
+    found = [json.loads(run.stdout.splitlines()[-1]) for run in runs]
+    parts = ", ".join(f"{name} {statistics.median(run[name] for run in found):.1f}" for name in PARTS)
+    shares = [run["rest"] / sum(run.values()) for run in found]
+    return f"ms a step: {parts}: {statistics.median(shares):.1%} of it, {min(shares):.1%} to {max(shares):.1%}"
+
+
 def main(arguments: argparse.Namespace) -> None:
     from workload import write, write_joined
 
@@ -272,9 +283,7 @@ def main(arguments: argparse.Namespace) -> None:
             write(out / work, work, STEPS * BATCH)
             write_joined(out / work, work, out / f"{work}.parquet")
         print(compare(systems, arguments.times, work, out, arguments.seconds, arguments.tfrs), flush=True)
-        told = subprocess.run([sys.executable, __file__, str(out), "--part", "split", "--works", work],
-                              capture_output=True, text=True, check=True).stdout.splitlines()[-1]  # fmt: skip
-        print("ms a step: " + ", ".join(f"{name} {ms:.1f}" for name, ms in json.loads(told).items()) + "\n", flush=True)
+        print(parts_of_a_step(arguments.times, out, work) + "\n", flush=True)
     print(f"{os.cpu_count()} cores, {platform.machine()}, medians of {arguments.times}, {date.today()}")
 
 
