@@ -169,6 +169,14 @@ def test_each_switch_by_value(ranks: RankPool, world_size: int, name: str) -> No
     assert_as_written_out(ranks, shares, config)
 
 
+@pytest.mark.parametrize("drawn", [[[], [3, 5]], [[], []]])
+def test_ranks_of_which_no_draw_is_left(ranks: RankPool, drawn: list[list[int]]) -> None:
+    """As where those of items without training events are dropped; without any the loss is 0."""
+    config = LossConfig(**SWITCHES["uniform alone, and who has chosen what"])
+    shares = [replace(make_share(rank, 1), uniform=uniform) for rank, uniform in enumerate(drawn)]
+    assert_as_written_out(ranks, shares, config)
+
+
 def assert_as_written_out(ranks: RankPool, shares: list[Share], config: LossConfig) -> None:
     world_size, expected = len(shares), written_out(shares, config)
     found = ranks.run(world_size, of_rank, shares, config)

@@ -1,7 +1,9 @@
 """Checks that need nothing but the config, made before data is opened or a process group exists."""
 
 import importlib.util
+import os
 import re
+import shutil
 from collections.abc import Sequence
 
 from trainer.config import (
@@ -108,6 +110,7 @@ def check_train_config(config: TrainConfig) -> None:
     require_one_of("run.accelerator", config.run.accelerator, ("auto", "cpu", "gpu"))
     require_one_of("sharding.exchange", config.sharding.exchange, ("float32", "float16"))
     require_one_of("run.matrix_products", config.run.matrix_products, ("float32", "bfloat16"))
+    _check_compiler(config.run.compile)
     require_one_of("run.on_non_finite", config.run.on_non_finite, ("stop", "leave_out"))
     require_one_of("run.on_failed_checkpoint", config.run.on_failed_checkpoint, ("stop", "go_on"))
     if config.run.checkpoint_every_steps is not None:
@@ -126,6 +129,13 @@ def check_train_config(config: TrainConfig) -> None:
     for name, kind in chosen.items():
         if kind is not None:
             require_one_of(f"sharding.{name}", kind, ("row_wise", "table_wise"))
+
+
+def _check_compiler(wanted: bool) -> None:
+    compiler = os.environ.get("CXX", "g++")  # as torch.compile looks for it
+    if wanted and shutil.which(compiler) is None:
+        raise UserError("run.compile", True, f"a C++ compiler, {compiler}, on the PATH",
+                        "install one, name another in CXX, or set run.compile=false")  # fmt: skip
 
 
 def check_threads(threads: int | None) -> None:

@@ -183,6 +183,9 @@ class RunConfig:
     matrix_products: str = "float32"
     """float32, or bfloat16: towers and loss round factors and results of their matrix products, in training alone; what
     adds up, tables, layers and exchange remain float32. It pays on GPUs, and on CPUs with such instructions."""
+    compile: bool = False
+    """Whether training runs towers that torch.compile has made: fewer kernels, whose sums may differ in the last bits.
+    Takes a C++ compiler, and half a minute at the start. On CPUs it gains nothing (benchmarks/towers.py)."""
     epochs: int = 10
     """Passes over the training rows. The run ends with a validation, and each of those falls on a whole step: so it may
     go on into one pass more by as many steps as there are validations."""

@@ -133,5 +133,6 @@ def _check_sum(side: str, dims: Mapping[str, int], embedding_dim: int) -> None:
 
 def _of_one_shape(inputs: Sequence[Tensor]) -> list[Tensor]:
     """What there is once a query, beside what there is for each of its interests."""
-    shape = max((value.shape[:-1] for value in inputs), key=len)
-    return [value if value.dim() > len(shape) else value[:, None].expand(*shape, value.shape[-1]) for value in inputs]
+    most = max(value.dim() for value in inputs)
+    shape = next(value.shape[:-1] for value in inputs if value.dim() == most)
+    return [value if value.dim() == most else value[:, None].expand(*shape, value.shape[-1]) for value in inputs]

@@ -79,6 +79,11 @@ class TwoTower(nn.Module):
         query_QD = None if batch.query_dense is None else self._query(embedded, batch, item_UD)
         return query_QD, item_UD
 
+    def compile_towers(self) -> None:
+        """Has torch.compile make them at their first call, for any number of rows; parameters and names stay."""
+        for tower in (self.query_tower, self.candidate_tower):
+            tower.compile(dynamic=True)
+
     def look_up(self, batch: RetrievalBatch, sparse_features: Any = None) -> dict[str, Tensor]:
         """What the tables have for each feature: float32 [slots, its width], of a list the mean or the weighted sum.
 

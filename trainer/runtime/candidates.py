@@ -75,7 +75,7 @@ def gather_candidates(
 
 def _with_own(drawn: GlobalCandidates, candidate_CD: Tensor, row_C: Tensor, share_C: Tensor) -> GlobalCandidates:
     """Adds this rank's, which are no negatives, but the positives of its queries."""
-    column_C = torch.searchsorted(drawn.row_M, row_C).clamp(max=len(drawn.row_M) - 1)
+    column_C = torch.searchsorted(drawn.row_M, row_C)
     added_C = torch.arange(len(drawn.row_M), len(drawn.row_M) + len(row_C), device=row_C.device)
     none_C = torch.zeros_like(share_C)
     return GlobalCandidates(
@@ -84,7 +84,7 @@ def _with_own(drawn: GlobalCandidates, candidate_CD: Tensor, row_C: Tensor, shar
         torch.cat([drawn.positive_count_N, none_C]),
         torch.cat([drawn.uniform_count_N, none_C]),
         torch.cat([drawn.train_share_N, share_C]),
-        torch.where(drawn.row_M[column_C] == row_C, column_C, added_C),
+        torch.where(torch.isin(row_C, drawn.row_M), column_C, added_C),
     )
 
 

@@ -138,6 +138,8 @@ def _build(
     pl.seed_everything(config.run.seed, verbose=False)
     model = make_model(schema, features, config)
     check_tables(config.sharding, model)
+    if config.run.compile:
+        model.compile_towers()
     resumes = checkpoint.newest(config.run.dir) is not None  # then nothing is left to start from
     start = None if resumes else open_start(Trained(config, schema, features, model), catalog)
     if processes.is_first:

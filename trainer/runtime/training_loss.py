@@ -87,7 +87,7 @@ class TrainingLoss(nn.Module):
 
     @torch.no_grad()
     def _exclusions(self, row_M: Tensor, batch: RetrievalBatch, sizes: Sizes) -> Exclusions | None:
-        if batch.known_row is None or batch.known_length is None:
+        if batch.known_row is None or batch.known_length is None or not len(row_M):
             return None
         known = batch.known_row, batch.known_length
         if batch.user is not None:
