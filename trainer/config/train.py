@@ -185,7 +185,7 @@ class RunConfig:
     adds up, tables, layers and exchange remain float32. It pays on GPUs, and on CPUs with such instructions."""
     compile: bool = False
     """Whether training runs towers that torch.compile has made: fewer kernels, whose sums may differ in the last bits.
-    Takes a C++ compiler, and half a minute at the start. On CPUs it gains nothing (benchmarks/towers.py)."""
+    Takes a C++ compiler, and half a minute at the start. On CPUs it gains little (benchmarks/towers.py)."""
     epochs: int = 10
     """Passes over the training rows. The run ends with a validation, and each of those falls on a whole step: so it may
     go on into one pass more by as many steps as there are validations."""

@@ -89,7 +89,7 @@ def start_parts_to_bags(
         unit: numbers in a unit.
         gradient_scale: sends float16, and gradients times this; None sends all as it is.
     """
-    sent = parts.detach().view(-1, unit).index_select(0, route.held)
+    sent = parts.detach().reshape(-1, unit).index_select(0, route.held)
     wait = _exchange(sent if gradient_scale is None else half(sent), route.sent_to, route.received_from)
     return lambda: _PartsToBags.apply(parts, wait, route, gradient_scale)
 
@@ -123,7 +123,7 @@ class ShardedBags(ShardedEmbeddingBagCollection):
         """Begins to send ids, and notes which parts of bags will come for them."""
         begun = super().input_dist(ctx, features)
         for place, exchange in enumerate(self._input_dists):
-            if isinstance(ids := getattr(exchange, "_dist", None), _IdExchange):
+            if isinstance(ids := getattr(exchange, "_dist", None), _IdsToOwners):
                 context = cast(EmbeddingShardingContext, ctx.sharding_contexts[place])
                 ctx.sharding_contexts[place] = _Routed(**vars(context), wanted_WFS=ids.wanted_WFS)
         return begun
@@ -157,7 +157,7 @@ class _Routed(EmbeddingShardingContext):
 class _RowWise(RwPooledEmbeddingSharding):
     def create_input_dist(self, device: torch.device | None = None) -> BaseSparseFeaturesDist[KeyedJaggedTensor]:
         exchange = cast(RwSparseFeaturesDist, super().create_input_dist(device))
-        exchange._dist = cast(KJTAllToAll, _IdExchange(exchange._dist, self._world_size))
+        exchange._dist = cast(KJTAllToAll, _IdsToOwners(exchange._dist, self._world_size))
         return exchange
 
     def create_output_dist(
@@ -166,7 +166,7 @@ class _RowWise(RwPooledEmbeddingSharding):
         return _BagExchange(self.embedding_dims(), device or self._device)
 
 
-class _IdExchange(nn.Module):
+class _IdsToOwners(nn.Module):
     """TorchRec's, of ids that lie by the rank that has their rows; notes for which bags each rank is asked."""
 
     def __init__(self, exchange: KJTAllToAll, ranks: int) -> None:
