@@ -6,6 +6,7 @@ import torch
 
 from tests.commands import succeed
 from tests.test_reader import reader, rows_of
+from trainer.runtime.row_wise import route
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,6 +21,14 @@ def test_batches_come_pinned_and_are_copied_beside_the_computation(prepared: Pat
     moved = batch.to(torch.device("cuda"), non_blocking=True)
     torch.cuda.synchronize()
     assert rows_of(moved.to(torch.device("cpu"))) == rows_of(batch)
+
+
+def test_parts_of_bags_take_the_routes_of_the_cpu() -> None:
+    wanted_WFS, held_FWS, units_F = torch.rand(3, 4, 20) < 0.4, torch.rand(4, 3, 20) < 0.4, torch.tensor([4, 1, 1, 2])
+    expected = vars(route(wanted_WFS, held_FWS, units_F))
+    found = vars(route(wanted_WFS.cuda(), held_FWS.cuda(), units_F.cuda()))
+    for name, value in expected.items():
+        assert found[name].cpu().equal(value) if isinstance(value, torch.Tensor) else found[name] == value, name
 
 
 def test_the_main_job_on_a_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:
