@@ -96,11 +96,11 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _exchange_gradient(lambda sent: start_sum_to_owners(sent)(), gradient, ctx.scale), None
+        return exchange_gradient(lambda sent: start_sum_to_owners(sent)(), gradient, ctx.scale), None
 
 
-def _exchange_gradient(exchange: Callable[[Tensor], Tensor], gradient: Tensor, scale: float | None) -> Tensor:
-    """A gradient, on its way in float16 and times a scale where there is one."""
+def exchange_gradient(exchange: Callable[[Tensor], Tensor], gradient: Tensor, scale: float | None) -> Tensor:
+    """Exchanges a gradient, on its way in float16 and times a scale where there is one."""
     return exchange(gradient) if scale is None else exchange(half(gradient * scale)).float() / scale
 
 

@@ -8,6 +8,7 @@ asks for, one that holds rows by what it is asked for; so nothing more is told.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -28,7 +29,7 @@ from torchrec.distributed.sharding.rw_sharding import RwPooledEmbeddingSharding,
 from torchrec.distributed.types import Awaitable, LazyAwaitable, ShardingEnv, ShardingType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from trainer.runtime.gather import half
+from trainer.runtime.gather import exchange_gradient, half
 
 # W ranks, F features of row-wise tables, S slots, D their widths together: U units of n numbers, side by side. A unit,
 # the largest that divides the width of each feature, makes parts of all widths rows of one matrix.
@@ -129,7 +130,7 @@ class ShardedBags(ShardedEmbeddingBagCollection):
         return begun
 
     def find_routes(self, ctx: EmbeddingBagCollectionContext, received: KJTList) -> None:
-        """Finds what goes where, once ids have come; on a GPU the host waits for them."""
+        """Finds what goes where, once ids have come, unless that is known; on a GPU the host waits for them."""
         for exchange, context, features in zip(self._output_dists, ctx.sharding_contexts, received, strict=True):
             if isinstance(context, _Routed) and context.route is None:
                 held_FWS = features.lengths().view(len(features.keys()), len(context.wanted_WFS), -1) > 0
@@ -213,10 +214,8 @@ class _PartsToBags(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         route: Route = ctx.route
         of_units = (gradient / dist.get_world_size()).view(-1, ctx.unit).index_select(0, route.bag)
-        sent = of_units if ctx.scale is None else half(of_units * ctx.scale)
-        received = _exchange(sent, route.received_from, route.sent_to)()
-        if ctx.scale is not None:
-            received = received.float() / ctx.scale
+        back = partial(_exchange, sent_to=route.received_from, received_from=route.sent_to)
+        received = exchange_gradient(lambda sent: back(sent)(), of_units, ctx.scale)
         of_parts = gradient.new_zeros(ctx.shape)
         of_parts.view(-1, ctx.unit).index_copy_(0, route.held, received)
         return of_parts, None, None, None
