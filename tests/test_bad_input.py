@@ -3,6 +3,9 @@
 import copy
 import errno
 import math
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from functools import cache
@@ -16,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tests.commands import environment
 from tests.forked import run
 from trainer import checks
 from trainer.config import (
@@ -192,6 +196,15 @@ def test_a_path_that_cannot_be_is_one_message(number: int, capsys: pytest.Captur
 def test_what_the_file_system_does_not_refuse_stays_a_traceback() -> None:
     with pytest.raises(OSError, match="broken"), user_errors():
         raise OSError(errno.EIO, "broken", "a/path")
+
+
+def test_a_line_is_told_in_one_write_lest_ranks_mix_theirs() -> None:
+    """Each write of the process is a message of its own here; Python is unbuffered, as containers have it."""
+    reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with reading, writing:
+        code = "from trainer.errors import end_with; end_with('told')"
+        done = subprocess.run([sys.executable, "-u", "-c", code], stderr=writing, env=environment(), check=False)
+        assert (done.returncode, reading.recv(1000)) == (2, b"error: told\n")
 
 
 def test_out_of_memory_is_told_with_what_to_lower(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,12 +66,11 @@ def user_errors() -> Iterator[None]:
     except Preempted as preempted:
         note_preemption(str(preempted))
         if os.environ.get("RANK", "0") == "0":
-            print(f"preempted: {preempted}", file=sys.stderr, flush=True)
+            tell(f"preempted: {preempted}")
         sys.exit(os.EX_TEMPFAIL)
     except ContactLost as lost:
-        print(f"error: rank {os.environ.get('RANK', 0)} has lost another, which has ended or whose machine is gone "
-              f"({lost}). Remedy: see what that one says; the same command goes on from the newest checkpoint.",
-              file=sys.stderr, flush=True)  # fmt: skip
+        what = f"rank {os.environ.get('RANK', 0)} has lost another, which has ended or whose machine is gone ({lost})"
+        tell(f"error: {what}. Remedy: see what that one says; the same command goes on from the newest checkpoint.")
         sys.exit(1)
     except UserError as error:
         end_with(str(error))
@@ -93,6 +92,12 @@ def user_errors() -> Iterator[None]:
                   "CPU pip install --no-deps torchrec==1.8.0, then pip install 'two-tower-trainer[cpu]'.")  # fmt: skip
 
 
+def tell(line: str) -> None:
+    """A line on stderr, in one write: print makes two of it where Python is unbuffered, and ranks' lines mix."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def note_preemption(told: str) -> None:
     """Leaves word for launch/torchrun.sh that the same command is to be started again."""
     if note := os.environ.get(PREEMPTED_NOTE):
@@ -104,5 +109,5 @@ def end_with(message: str) -> NoReturn:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # the first process mostly has the same to tell, and its end is ours: torchrun stops the others
         time.sleep(_SECONDS_FOR_THE_FIRST)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    tell(f"error: {message}")
     sys.exit(2)

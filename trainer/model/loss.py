@@ -153,40 +153,40 @@ class _SampledSoftmax(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         counts_P, positive_P, of_P = queries.weight_P != 0, queries.positive_P, queries.of_P
         query_QD = query_QD.where(_used(queries, counts_P)[:, None], 0)
-        log_own_count_P = queries.own_count_P.where(counts_P, 1).log2()
         log_q_N, scaled_QD = candidates.log_q_N * _LOG2E, query_QD * _LOG2E
         columns = _Columns(candidate_ND, candidates.count_N.log2() - log_q_N, candidates.drawn_M)
+        column_P, log_own_count_P = columns.of(positive_P), queries.own_count_P.where(counts_P, 1).log2()
+        positive_PD = candidate_ND[positive_P]
+        logit_P = (scaled_QD[of_P] * positive_PD).sum(1) - log_q_N[positive_P]
         logits_CM = workspace.logits(query_QD, len(columns.bias_M))
         factor_MD = _rounded(columns.candidate_MD, workspace)
-        loss_P, by_positive_P = torch.empty_like(queries.weight_P), torch.empty_like(queries.weight_P)
+        max_P, own_P, z_P = (torch.empty_like(logit_P) for _ in range(3))
         query_gradient_QD, column_gradient_MD = torch.empty_like(query_QD), torch.zeros_like(columns.candidate_MD)
         for chunk in _chunks(queries, len(logits_CM), excluded):
-            query_CD = scaled_QD[chunk.queries]
-            of_p, positive_p = of_P[chunk.positives] - chunk.queries.start, positive_P[chunk.positives]
-            positive_logit_p = (query_CD[of_p] * candidate_ND[positive_p]).sum(1) - log_q_N[positive_p]
-            l_CM = _affine(columns.bias_M, _rounded(query_CD, workspace), factor_MD, out=logits_CM[: len(query_CD)])
+            of_p, logit_p = of_P[chunk.positives] - chunk.queries.start, logit_P[chunk.positives]
+            query_CD = _rounded(scaled_QD[chunk.queries], workspace)
+            l_CM = _affine(columns.bias_M, query_CD, factor_MD, out=logits_CM[: len(query_CD)])
             if excluded is not None:
                 of_query, candidate = excluded.pairs(chunk.queries, chunk.excluded)
                 l_CM[of_query, columns.of(candidate)] = -torch.inf
-            l_CM[of_p, columns.of(positive_p)] = -torch.inf  # what is left are the negatives
+            l_CM[of_p, column_P[chunk.positives]] = -torch.inf  # what is left are the negatives
 
             # of a query that has neither, every logit is -inf
-            max_C = l_CM.amax(1).scatter_reduce(0, of_p, positive_logit_p, "amax").clamp(min=_LEAST)
+            max_C = l_CM.amax(1).scatter_reduce_(0, of_p, logit_p, "amax").clamp_(min=_LEAST)
             share_CM = l_CM.sub_(max_C[:, None]).exp2_()
-            own_p = (positive_logit_p - max_C[of_p] + log_own_count_P[chunk.positives]).exp2()
-            z_p = share_CM.sum(1)[of_p] + own_p
-            loss_P[chunk.positives] = (z_p.log2() + (max_C[of_p] - positive_logit_p)) / _LOG2E
+            max_p = max_P[chunk.positives] = max_C[of_p]
+            own_p = own_P[chunk.positives] = (logit_p - max_p + log_own_count_P[chunk.positives]).exp2_()
+            z_p = z_P[chunk.positives] = share_CM.sum(1)[of_p].add_(own_p)
 
             # the derivative by a negative's logit is its share times scale, the sum of weight / Z
-            each_p = queries.weight_P[chunk.positives] / z_p
-            by_positive_P[chunk.positives] = each_p * (own_p - z_p)
-            scale_C = torch.zeros_like(max_C).index_add_(0, of_p, each_p)
+            scale_C = torch.zeros_like(max_C).index_add_(0, of_p, queries.weight_P[chunk.positives] / z_p)
             share_CM = _rounded(share_CM, workspace)
-            query_gradient_QD[chunk.queries] = (share_CM @ factor_MD) * scale_C[:, None]
+            torch.mul(share_CM @ factor_MD, scale_C[:, None], out=query_gradient_QD[chunk.queries])
             scaled_CD = _rounded(query_QD[chunk.queries] * scale_C[:, None], workspace)
             _add_product(column_gradient_MD, share_CM.T, scaled_CD)
-        by_positive_P1 = by_positive_P[:, None]
-        query_gradient_QD += _summed(by_positive_P1 * candidate_ND[positive_P], of_P, len(query_QD))
+        loss_P = (z_P.log2() + (max_P - logit_P)) / _LOG2E
+        by_positive_P1 = (queries.weight_P / z_P * (own_P - z_P))[:, None]  # of the loss, by the positive's logit
+        query_gradient_QD += _summed(by_positive_P1 * positive_PD, of_P, len(query_QD))
         candidate_gradient_ND = _summed(by_positive_P1 * query_QD[of_P], positive_P, len(candidate_ND))
         ctx.save_for_backward(query_gradient_QD, columns.added(column_gradient_MD, candidate_gradient_ND))
         return queries.weight_P @ loss_P

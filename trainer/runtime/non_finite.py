@@ -1,6 +1,5 @@
 """A loss or a gradient that is not finite: kept away from tables and layers, and traced to its rows."""
 
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from trainer.config import RunConfig
 from trainer.data.batch import RetrievalBatch
 from trainer.data.events import TrainingReader
-from trainer.errors import UserError
+from trainer.errors import UserError, tell
 from trainer.model.two_tower import dense_parameters
 from trainer.runtime.gather import gather, gather_objects
 from trainer.runtime.processes import Processes
@@ -88,7 +87,7 @@ class NonFiniteSteps:
                 "leaves out such steps",
             )  # fmt: skip
         if self._processes.is_first:
-            print(f"left out {what}; rows in {where}", file=sys.stderr, flush=True)
+            tell(f"left out {what}; rows in {where}")
 
     def _is_finite(self) -> bool:
         """The same on every rank: gradients of layers are means over all of them."""

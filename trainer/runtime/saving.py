@@ -1,6 +1,5 @@
 """When a checkpoint is saved, which are kept, and how a run ends."""
 
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +8,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from trainer.config import RunConfig
-from trainer.errors import Preempted, UserError
+from trainer.errors import Preempted, UserError, tell
 from trainer.runtime import checkpoint
 from trainer.runtime.checkpoint_writer import CheckpointWriter
 from trainer.runtime.gather import gather, gather_objects
@@ -162,5 +161,5 @@ class Saving(Checkpoint):
                 "trains on without that checkpoint",
             )  # fmt: skip
         if trainer.is_global_zero:
-            print(f"a checkpoint was not written: {failure}; {before}. Training goes on, as "
-                  "run.on_failed_checkpoint=go_on asks", file=sys.stderr, flush=True)  # fmt: skip
+            tell(f"a checkpoint was not written: {failure}; {before}. Training goes on, as "
+                 "run.on_failed_checkpoint=go_on asks")  # fmt: skip

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
 
-from trainer.errors import note_preemption
+from trainer.errors import note_preemption, tell
 
 _SAME_EVENT = 0.25
 """Seconds within which a second signal is taken for the first: launchers pass on to their processes what these were
@@ -75,5 +74,5 @@ def _leave_it_to_the_thread(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int, code: int, reason: str) -> None:
-    print(f"{signal.Signals(number).name}: ended at once, for {reason}", file=sys.stderr, flush=True)
+    tell(f"{signal.Signals(number).name}: ended at once, for {reason}")
     os._exit(code)
