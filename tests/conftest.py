@@ -3,9 +3,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.prepared import write_prepared
 from tests.ranks import RankPool
+
+# a busy machine may take long over any example; those that write files share the folder of their test, and write anew
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tests")
 
 
 def pytest_collection_finish() -> None:

@@ -14,7 +14,7 @@ from trainer.errors import UserError
 
 
 @given(events=EVENTS, length=st.integers(1, 4), min_count=st.integers(1, 2), has_times=st.booleans())
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 def test_audiences_are_the_newest_users_in_training(
     tmp_path: Path, events: list[Event], length: int, min_count: int, has_times: bool
 ) -> None:

@@ -73,7 +73,7 @@ class Job:
     stretches=st.lists(st.tuples(st.sampled_from([1, 2, 3, 6]), st.integers(0, 12)), max_size=4),
     epochs=st.integers(1, 2),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_each_row_is_trained_exactly_once_an_epoch(
     files: list[list[int]], rows_per_step: int, seed: int, stretches: list[tuple[int, int]], epochs: int
 ) -> None:

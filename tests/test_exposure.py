@@ -3,7 +3,7 @@ from operator import eq, lt
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,7 +34,6 @@ def test_popularity_by_hand() -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=20).filter(any))
-@settings(deadline=None)
 def test_gini_is_half_the_mean_difference_over_the_mean(counts: list[int]) -> None:
     """Of all pairs of items that differ; their mean is that of the index that reaches 1."""
     pairs = [abs(one - other) for place, one in enumerate(counts) for other in counts[:place]]
@@ -42,7 +41,6 @@ def test_gini_is_half_the_mean_difference_over_the_mean(counts: list[int]) -> No
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=20))
-@settings(deadline=None)
 def test_percentiles_are_shares_of_the_other_items(events: list[int]) -> None:
     fewer, as_many = ([sum(compare(other, own) for other in events) for own in events] for compare in (lt, eq))
     expected = [(less + (same - 1) / 2) / (len(events) - 1) for less, same in zip(fewer, as_many, strict=True)]

@@ -78,7 +78,7 @@ class Reference:
         self.last = step
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 7), min_size=6, max_size=6), min_size=1, max_size=20), st.integers(1, 4))
 def test_equals_the_definition_in_any_order_and_split(steps: list[list[int]], ranks: int) -> None:
     rate = 0.3

@@ -64,7 +64,7 @@ KINDS = [("item_mean", 1), ("attention", 1), ("attention", 3), ("transformer", 1
 
 @pytest.mark.parametrize(("kind", "interests"), KINDS)
 @given(sequences=SEQUENCES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_query_is_the_same_in_a_sequence_as_in_a_row_of_its_own(
     kind: str, interests: int, sequences: list[list[int]]
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,7 +86,6 @@ def value_and_gradients(function: Any, case: Case, *more: Any) -> list[Tensor]:
     return [value.detach(), *torch.autograd.grad(value, (query, candidate))]
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 9999), st.integers(1, 9), st.integers(1, 8), st.integers(1, 5), st.none() | st.integers(0, 15),
     st.integers(1, 50), st.booleans(),

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.model.metrics import hit_rate_at_k, map_at_k, mrr_at_k, ndcg_at_k, ranking_metrics, recall_at_k
@@ -42,7 +42,6 @@ def test_ndcg_is_the_gain_of_the_list_over_that_of_the_best_list(found: list[set
 
 
 @given(st.lists(st.sets(st.integers(1, 30), min_size=1, max_size=12), min_size=1, max_size=5), st.integers(1, 20))
-@settings(deadline=None)
 def test_map_is_the_mean_of_precision_where_a_target_stands(found: list[set[int]], k: int) -> None:
     ranks, lengths = torch.tensor([rank for ranks in found for rank in ranks]), torch.tensor([*map(len, found)])
     expected = []

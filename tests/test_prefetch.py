@@ -43,8 +43,10 @@ def test_no_more_than_so_many_are_made_ahead(threads: Threads) -> None:
     made: list[int] = []
     ahead = Prefetch(numbers(made))
     assert next(ahead) == 0
-    time.sleep(0.3)
-    assert len(made) == 1 + DEPTH + 1  # taken, ready, in hand
+    while len(made) < 1 + DEPTH + 1:  # taken, ready, in hand
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(made) == 1 + DEPTH + 1
     ahead.close()
     ahead.close()
     assert not threads() and next(ahead, None) is None

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.shop import Columns, candidate, catalog, events_of, prepare_shop, query, rows, vocabulary
@@ -51,7 +51,7 @@ def prepare_days(folder: Path, events: Columns, earlier: Path | None = None, **s
     min_count=st.integers(1, 3),
     keep_first=st.booleans(),
 )
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10)
 def test_vocabularies_keep_their_rows_and_grow(
     tmp_path: Path, days: list[list[int]], min_count: int, keep_first: bool
 ) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import md5_lower
@@ -21,7 +21,7 @@ def row_of(value: object, buckets: int) -> int:
     values=st.lists(st.integers(-(2**63), 2**63 - 1) | st.text(st.characters(exclude_characters="\0")), max_size=30),
     buckets=st.integers(1, 2**31 - 2),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 def test_a_row_is_what_hashlib_says(tmp_path: Path, values: list[int | str], buckets: int) -> None:
     with open_engine(tmp_path, "1GB") as connection:
         for value in values:
@@ -31,7 +31,7 @@ def test_a_row_is_what_hashlib_says(tmp_path: Path, values: list[int | str], buc
 
 
 @given(values=st.lists(st.none() | st.integers(0, 30), max_size=60), buckets=st.integers(1, 40))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 def test_collisions_are_counted(tmp_path: Path, values: list[int | None], buckets: int) -> None:
     with open_engine(tmp_path, "1GB") as connection:
         connection.execute("CREATE OR REPLACE TABLE listed (value BIGINT)")

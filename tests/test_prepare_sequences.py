@@ -49,7 +49,7 @@ def with_features(events: list[Event]) -> dict[str, Any]:
     length=st.integers(2, 6),
     batch=st.integers(1, 9),
 )
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 def test_sequences_equal_those_of_plain_python(
     tmp_path: Path, events: list[Event], known: set[int], split: SplitConfig, length: int, batch: int
 ) -> None:

@@ -30,7 +30,7 @@ SHARES = [
     min_count=st.integers(1, 3),
     length=st.integers(1, 4),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 def test_rows_equal_those_of_plain_python(
     tmp_path: Path, events: list[Event], known: set[int] | None, split: SplitConfig, min_count: int, length: int
 ) -> None:
@@ -84,7 +84,7 @@ def test_rows_equal_those_of_plain_python(
 
 
 @given(events=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(0, 9)), min_size=10, max_size=30))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8)
 def test_split_by_time_cuts_the_order_of_time_at_the_shares(tmp_path: Path, events: list[Event]) -> None:
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     prepare_shop(tmp_path, as_columns(events), split=SplitConfig(by="time", validation=0.2, test=0.3))

@@ -44,7 +44,7 @@ def test_bags_are_sums_of_the_parts_and_parts_get_their_gradient(
         st.lists(st.sampled_from([4, 8, 12]), min_size=1, max_size=4), st.integers(1, 5),
         st.floats(0, 1), st.integers(0, 2**32),
     )  # fmt: skip
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def hold(widths: list[int], slots: int, share: float, seed: int) -> None:
         torch.manual_seed(seed)
         there_RWSF = torch.rand(world_size, world_size, slots, len(widths)) < share

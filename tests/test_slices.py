@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.prepared import ITEMS, SCHEMA
@@ -123,7 +123,6 @@ TARGET_OF_PART = st.tuples(st.integers(1, 20), st.integers(0, 3))
 
 
 @given(st.lists(st.lists(TARGET_OF_PART, min_size=1, max_size=4), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_a_part_is_as_if_its_targets_were_all(queries: list[list[tuple[int, int]]]) -> None:
     flat = [(rank, query, label) for query, targets in enumerate(queries) for rank, label in targets]
     found = sliced_metrics(*(torch.tensor(column) for column in zip(*flat, strict=True)), [1, 5])

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.shop import IDS, catalog, events_of, query, rows
@@ -108,7 +108,7 @@ def test_timestamps_become_seconds(tmp_path: Path, unit: str, convert: Callable[
 
 
 @given(times=st.lists(st.integers(-3000, 3000), min_size=1, max_size=20))
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20)
 def test_a_finer_clock_decides_within_a_second(tmp_path: Path, times: list[int]) -> None:
     rows_ = {"user_id": [1] * len(times), "item_id": list(range(len(times))), "timestamp": times}
     pq.write_table(pa.table(rows_), tmp_path / "events.parquet")

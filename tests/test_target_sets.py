@@ -91,7 +91,7 @@ def past(before: Before, time: int) -> tuple[list[int | None], list[int]]:
     events=[(1, 1, 0), (1, 2, 1), (1, 5, 2), (1, 3, 3)], known={1, 2, 3}, split=SPLITS[2],
     stated=["train", "validation", "test", "test"], validation_stated=True,
 )  # fmt: skip
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 def test_queries_equal_those_of_plain_python(
     tmp_path: Path, events: list[Event], known: set[int] | None, split: SplitConfig, stated: list[str],
     validation_stated: bool,

@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.text import BATCH, TextHasher
 
 
 @given(texts=st.lists(st.text(max_size=20) | st.none(), max_size=5))
-@settings(deadline=None)
 def test_rows_have_length_one_or_zero_and_do_not_depend_on_one_another(texts: list[str | None]) -> None:
     hasher = TextHasher(32)
     vectors = hasher(texts)

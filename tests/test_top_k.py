@@ -84,7 +84,7 @@ def test_what_is_not_a_number_is_in_no_list(ranks: RankPool) -> None:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_best_columns_are_the_largest_from_the_left(data: st.DataObject) -> None:
     """With groups and without; -inf among the scores, and what is not a number."""
     num_rows, num_columns, k = (data.draw(st.integers(1, most)) for most in (3, 60, 12))
@@ -100,7 +100,6 @@ def test_best_columns_are_the_largest_from_the_left(data: st.DataObject) -> None
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(-1, 9)), st.sets(st.integers(0, 9), min_size=1)), min_size=1))
-@settings(deadline=None)
 def test_targets_are_never_left_out(queries: list[tuple[list[int], set[int]]]) -> None:
     lengths = [torch.tensor([len(rows[which]) for rows in queries]) for which in (0, 1)]
     seen, targets = (

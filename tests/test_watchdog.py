@@ -50,9 +50,9 @@ def test_names_of_ranks(ranks: list[int], words: str) -> None:
 
 def test_a_sound_run_leaves_no_thread_and_no_file(tmp_path: Path) -> None:
     before = threading.active_count()
-    watchdog = Watchdog(tmp_path / "stalls", 0, 1, seconds=0.5)
+    watchdog = Watchdog(tmp_path / "stalls", 0, 1, seconds=1.5)
     with suppress(KeyError), watchdog:
-        for step in range(8):  # longer than that in all
+        for step in range(20):  # longer than that in all
             time.sleep(0.1)
             watchdog.beat(f"step {step}")
         assert threading.active_count() == before + 1
