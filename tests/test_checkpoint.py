@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed._shard.sharded_tensor import Shard, init_from_local_shards
 from torchrec.distributed import DistributedModelParallel
 
 from tests.ranks import RankPool
@@ -135,6 +136,23 @@ def write_in_background_and_train_on(
     writer.wait()
     assert writer.failure is None and told.exists()
     return saved, whole_tables(model)
+
+
+def write_of_another_device(processes: Processes, path: Path) -> tuple[str | None, bool]:
+    """A table on a device that is not the host's, of which there is a stand-in only: its numbers cannot be copied."""
+    part = Shard.from_tensor_and_offsets(torch.empty(3, 4, device="meta"), [3 * processes.rank, 0], processes.rank)
+    table = init_from_local_shards([part], 3 * processes.world_size, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saved_model, "state_of", lambda model: {"table": table})
+        patch.setattr(CheckpointWriter, "_copy", lambda self, key, tensor: torch.zeros(tensor.shape))
+        writer = CheckpointWriter(in_background=True)
+        writer.save(None, {}, path, then=lambda: None)  # type: ignore[arg-type]
+        writer.wait()
+    return writer.failure, path.is_dir()
+
+
+def test_tables_are_copied_to_the_host_from_other_devices(ranks: RankPool, tmp_path: Path) -> None:
+    assert ranks.run(2, write_of_another_device, tmp_path / checkpoint.name(5)) == [(None, True)] * 2
 
 
 def read(processes: Processes, path: Path) -> dict[str, Tensor]:

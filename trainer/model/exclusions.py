@@ -29,7 +29,7 @@ def with_other_rows_of_the_user(
     length_R = length_R.masked_fill(user_R == 0, 0)
     owner = torch.repeat_interleave(length_R)
     place = torch.arange(len(owner), device=owner.device) - (length_R.cumsum(0) - length_R)[owner] + begin_R[owner]
-    all_owner = torch.cat([torch.repeat_interleave(known_length), owner])
+    all_owner = torch.cat([torch.repeat_interleave(known_length, output_size=len(known_row)), owner])
     all_row = torch.cat([known_row, positive_row_G[order_G[place]]])
     return all_row[all_owner.argsort(stable=True)], known_length + length_R
 

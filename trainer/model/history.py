@@ -31,8 +31,7 @@ class ItemMean(nn.Module):
             state_SD = _after_events(event_HD, history)
             mean_SD = unpad_rows([sums.cumsum(1) for sums in pad_rows(state_SD, history)], history)
             return mean_SD[history.state] / history.position[history.state].clamp(min=1)[:, None]
-        row_H = torch.repeat_interleave(history.length, output_size=len(event_HD))
-        sum_RD = event_HD.new_zeros(len(history.length), event_HD.shape[1]).index_add(0, row_H, event_HD)
+        sum_RD = torch.segment_reduce(event_HD, "sum", lengths=history.length, initial=0, unsafe=True)  # checks nothing
         sum_QD, seen_Q = sum_RD[history.row], history.length[history.row]
         if history.own is not None:
             sum_QD, seen_Q = sum_QD - event_HD[history.own], seen_Q - 1

@@ -179,7 +179,8 @@ class _SampledSoftmax(torch.autograd.Function):
             z_p = z_P[chunk.positives] = share_CM.sum(1)[of_p].add_(own_p)
 
             # the derivative by a negative's logit is its share times scale, the sum of weight / Z
-            scale_C = torch.zeros_like(max_C).index_add_(0, of_p, queries.weight_P[chunk.positives] / z_p)
+            each_p = queries.weight_P[chunk.positives] / z_p
+            scale_C = each_p if queries.query_P is None else _summed(each_p[:, None], of_p, len(max_C))[:, 0]
             share_CM = _rounded(share_CM, workspace)
             torch.mul(share_CM @ factor_MD, scale_C[:, None], out=query_gradient_QD[chunk.queries])
             scaled_CD = _rounded(query_QD[chunk.queries] * scale_C[:, None], workspace)
@@ -257,9 +258,10 @@ class _Chunk:
 
 
 def _chunks(queries: Queries, chunk_size: int, excluded: Exclusions | None) -> list[_Chunk]:
-    """All queries in stretches; what is to be known of them is fetched from the device at once."""
+    """All queries in stretches; what the device alone knows of them is fetched at once."""
     ends = [*range(chunk_size, len(queries.embedding_QD), chunk_size), len(queries.embedding_QD)]
-    told = torch.tensor([ends, ends, [0] * len(ends)], device=queries.positive_P.device)
+    is_known = queries.query_P is None and excluded is None
+    told = torch.tensor([ends, ends, [0] * len(ends)], device="cpu" if is_known else queries.positive_P.device)
     if queries.query_P is not None:
         told[1] = torch.searchsorted(queries.query_P, told[0])
     if excluded is not None:
@@ -275,5 +277,5 @@ def _used(queries: Queries, counts_P: Tensor) -> Tensor:
     """Queries with a positive that counts, as bool [Q]."""
     if queries.query_P is None:
         return counts_P
-    used_Q = torch.zeros(len(queries.embedding_QD), dtype=torch.bool, device=counts_P.device)
-    return used_Q.index_fill_(0, queries.query_P[counts_P], True)
+    none_Q = torch.zeros(len(queries.embedding_QD), dtype=torch.uint8, device=counts_P.device)
+    return none_Q.scatter_reduce_(0, queries.query_P, counts_P.byte(), "amax").bool()

@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed.remote_device import _remote_device
 from torchrec.distributed import DistributedModelParallel
 
 from trainer.runtime import checkpoint, saved_model
@@ -92,7 +95,9 @@ class CheckpointWriter:
         try:
             needed = sum(self._together(lambda: _bytes(state) + rest.getbuffer().nbytes))
             self._first(lambda: _begin(partial, rest, needed))
-            dcp.save(state, checkpoint_id=partial, process_group=self._group)
+            # nothing is copied ahead: for that torch would open a context on the first GPU, in this thread of each rank
+            to = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
+            dcp.save(state, storage_writer=to, process_group=self._group)
             checksums = self._together(lambda: _checksums(partial))
             everything = {file: found for of_rank in checksums for file, found in of_rank.items()}
             self._first(lambda: _finish(partial, path, everything))
@@ -126,11 +131,12 @@ class CheckpointWriter:
         match value:
             case ShardedTensor():
                 shards = [
-                    Shard(self._copy(f"{key}/{number}", shard.tensor), shard.metadata)
+                    Shard(self._copy(f"{key}/{number}", shard.tensor), _on_host(shard.metadata))
                     for number, shard in enumerate(value.local_shards())
                 ]
+                everyones = [_on_host(part) for part in value.metadata().shards_metadata]
                 return ShardedTensor._init_from_local_shards_and_global_metadata(
-                    shards, value.metadata(), process_group=self._group
+                    shards, replace(value.metadata(), shards_metadata=everyones), process_group=self._group
                 )
             case Tensor():
                 return self._copy(key, value)
@@ -143,8 +149,15 @@ class CheckpointWriter:
 
     def _copy(self, key: str, tensor: Tensor) -> Tensor:
         if key not in self._copies:
-            self._copies[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            # not pinned: PyTorch would take the next power of two of what the host has
+            self._copies[key] = torch.empty_like(tensor, device="cpu")
         return self._copies[key].copy_(tensor.detach())
+
+
+def _on_host(part: ShardMetadata) -> ShardMetadata:
+    """The same part of a table, in the memory of the same rank's host: PyTorch refuses one that lies elsewhere."""
+    assert isinstance(part.placement, _remote_device)
+    return replace(part, placement=_remote_device(f"rank:{part.placement.rank()}/cpu"))
 
 
 def _bytes(value: Any) -> int:

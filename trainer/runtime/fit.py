@@ -111,6 +111,7 @@ def _trainer(
         logger=[csv, TensorBoardLogger(config.run.dir, name="logs", version=csv.version)],
         callbacks=callbacks,
         enable_model_summary=False,
+        inference_mode=False,  # as Lightning has it where ranks use gloo
     )
     # Before every step Lightning would have rank 0 tell whether it has received a SIGTERM, which signals.py sees to:
     # for that ranks, and on GPUs the host too, would wait for all that is under way.

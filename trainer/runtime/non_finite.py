@@ -44,7 +44,7 @@ class NonFiniteSteps:
         self._config, self._reader, self._processes = config, reader, processes
         cast(nn.Module, model.module.embeddings).register_forward_hook(self._watch)
         self._dense = [*dense_parameters(model).values()]
-        self._is_bad_W = torch.zeros(processes.world_size, dtype=torch.bool)
+        self._is_bad_W = torch.zeros(processes.world_size, dtype=torch.bool, device=processes.device)
         self._expected: tuple[RetrievalBatch, Tensor, Tensor, Tensor] | None = None
         self.left_out = 0
         """Steps left out since the run began."""
@@ -91,10 +91,10 @@ class NonFiniteSteps:
 
     def _is_finite(self) -> bool:
         """The same on every rank: gradients of layers are means over all of them."""
-        if self._is_bad_W.any():
-            return False
-        gradients = [parameter.grad for parameter in self._dense if parameter.grad is not None]
-        return not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+        is_finite = ~self._is_bad_W.any()
+        if gradients := [parameter.grad for parameter in self._dense if parameter.grad is not None]:
+            is_finite &= torch.nn.utils.get_total_norm(gradients).isfinite()
+        return bool(is_finite)
 
     def _ranks_to_blame(self, query_QD: Tensor, item_UD: Tensor, loss: Tensor) -> list[int]:
         """Those where it shows first: in embeddings, else in the loss, else in a gradient, which others can cause."""
