@@ -126,7 +126,9 @@ def replay_with_bad_user(processes: Processes, folder: Path, run_dir: Path, rows
     )
     run = open_run(CheckpointConfig(dir=str(run_dir), checkpoint="last"))
     model = load_model(run, BATCH, processes)
-    return replay(run, model, read_rows(run, str(rows)), processes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.runtime.replay._ROWS_AT_ONCE", 3)
+        return replay(run, model, read_rows(run, str(rows)), processes)
 
 
 def test_a_file_that_holds_no_rows_is_named(prepared: Path, tmp_path: Path) -> None:

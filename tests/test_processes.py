@@ -1,13 +1,14 @@
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 
 from tests.commands import environment
-from trainer.errors import UserError
-from trainer.runtime.processes import Processes, find_processes, join
+from trainer.errors import Preempted, UserError
+from trainer.runtime.processes import Processes, find_processes, join, joined
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 
@@ -61,6 +62,26 @@ def test_a_host_that_nobody_knows_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("trainer.runtime.processes._NAME_SECONDS", 0)
     with pytest.raises(UserError, match=r"MASTER_ADDR=nowhere.invalid: expected a host that this .*LOCAL_ADDR"):
         join(find_processes("cpu", 1))
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "is_left"),
+    [
+        ("cpu", None, True), ("cuda:0", None, True), ("cpu", ValueError(), True), ("cuda:0", ValueError(), False),
+        ("cuda:0", KeyboardInterrupt(), False), ("cuda:0", Preempted(), True),
+    ],
+)  # fmt: skip
+def test_a_rank_that_fails_on_a_gpu_does_not_wait_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, device: str, error: BaseException | None, is_left: bool
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("left"))
+    monkeypatch.setattr("trainer.runtime.processes.join", lambda processes, seconds: None)
+    with suppress(BaseException) if error else nullcontext(), joined(Processes(0, 0, 1, 1, torch.device(device))):
+        if error:
+            raise error
+    assert calls == ["left"] * is_left
 
 
 @pytest.mark.parametrize("code", [0, 75])

@@ -61,10 +61,13 @@ class Block(nn.Module):
 
 
 def _angles(positions: int, pairs: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angle by which each position turns each pair of numbers, both [P, h]."""
-    speed_h = ROTARY_BASE ** (-torch.arange(pairs, device=device) / pairs)
+    """Cosine and sine of the angle by which each position turns each pair of numbers, both float32 [P, h].
+
+    By float64: what float32 makes of a power, which differs on a GPU, would grow with the position.
+    """
+    speed_h = ROTARY_BASE ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
     angle_Ph = torch.arange(positions, device=device)[:, None] * speed_h
-    return angle_Ph.cos(), angle_Ph.sin()
+    return angle_Ph.cos().float(), angle_Ph.sin().float()
 
 
 def _rotate(value: Tensor, cos_Ph: Tensor, sin_Ph: Tensor) -> Tensor:

@@ -141,7 +141,8 @@ def make_planner(
         )
         for table, types in _offered_types(model, config).items()
     }
-    memory = {"ddr_cap_bytes": cluster.host_bytes}
+    # of which the planner itself would keep nothing free
+    memory = {"ddr_cap_bytes": round((1 - SHARE_KEPT_FREE) * cluster.host_bytes)}
     if cluster.device == "cuda":
         memory["hbm_cap_bytes"] = cluster.device_bytes
     topology = TopologyFactory.create_topology(

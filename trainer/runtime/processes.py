@@ -5,6 +5,7 @@ import gc
 import itertools
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from trainer.errors import ContactLost, UserError
+from trainer.errors import ContactLost, Preempted, UserError
 from trainer.runtime.freed_memory import keep_freed_memory
 
 _GROUPS = itertools.count()
@@ -138,6 +139,7 @@ def join(processes: Processes, seconds: float = 0.0) -> None:
     timeout = timedelta(seconds=max(_TIMEOUT, seconds))
     if processes.device.type == "cuda":
         torch.cuda.set_device(processes.device)
+        gc.collect()  # tables of the job before in a sweep, whose parts refer to one another
     backend = "cpu:gloo,cuda:nccl" if processes.device.type == "cuda" else "gloo"
     store: dist.Store | None = None
     if processes.world_size == 1 and "RANK" not in os.environ:
@@ -173,5 +175,16 @@ def joined(processes: Processes, seconds: float = 0.0) -> Iterator[None]:
             raise
         raise ContactLost(str(error).splitlines()[0]) from None
     finally:
-        if dist.is_initialized():  # Lightning may have left it
-            dist.destroy_process_group()
+        leave(processes)
+
+
+def leave(processes: Processes) -> None:
+    """Leaves the process group, unless it has been left: its threads can abort a process that exits.
+
+    Not on a GPU where an error is on its way: NCCL would first wait for other ranks, which wait for this one. The group
+    then ends with the process, once the error is told.
+    """
+    error = sys.exc_info()[1]
+    ends_alone = error is not None and not isinstance(error, Preempted)  # which all ranks are at once
+    if dist.is_initialized() and not (ends_alone and processes.device.type == "cuda"):
+        dist.destroy_process_group()

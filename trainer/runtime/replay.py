@@ -27,6 +27,9 @@ from trainer.runtime.processes import Processes
 from trainer.runtime.sharding import local_shards
 from trainer.runtime.training_loss import TrainingLoss
 
+_ROWS_AT_ONCE = 1 << 16
+"""Of a table that is looked through, which may leave little of a GPU's memory."""
+
 
 def read_rows(run: SavedRun, path: str) -> pa.Table:
     """Training rows that a run has written.
@@ -73,8 +76,9 @@ def replay(run: SavedRun, model: DistributedModelParallel, rows: pa.Table, proce
 
 def _tables(model: DistributedModelParallel) -> list[str]:
     """The tables with rows that are not finite themselves."""
-    bad = [(table, first + int(row)) for table, rows, (first, _), _ in local_shards(model)
-           for row in (~rows.isfinite().all(dim=1)).nonzero()]  # fmt: skip
+    bad = [(table, first + number * _ROWS_AT_ONCE + int(row)) for table, rows, (first, _), _ in local_shards(model)
+           for number, part in enumerate(rows.split(_ROWS_AT_ONCE))
+           for row in (~part.isfinite().all(dim=1)).nonzero()]  # fmt: skip
     return [f"table {table} itself: row {row}" for table, row in bad]
 
 

@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.states import TrainerFn
@@ -14,7 +13,7 @@ from torchrec.distributed import DistributedModelParallel
 
 from trainer.model.two_tower import TwoTower
 from trainer.runtime.checkpoint_writer import CheckpointWriter
-from trainer.runtime.processes import Processes, join
+from trainer.runtime.processes import Processes, join, leave
 from trainer.runtime.saved_model import load, load_rest
 
 
@@ -79,14 +78,13 @@ class ShardedStrategy(DDPStrategy):
         """Nothing: `load_checkpoint` has done it."""
 
     def teardown(self) -> None:
-        """Leaves the process group: threads of a group still up can abort a process that exits.
+        """Leaves the process group.
 
         Lightning's own teardown would first copy the module, and with it every shard, into host memory.
         """
         assert self.accelerator is not None
         self.accelerator.teardown()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave(self._processes)
 
     @property
     def _sharded_model(self) -> DistributedModelParallel:
