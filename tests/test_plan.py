@@ -182,6 +182,18 @@ def test_memory_of_tables_and_layers_by_hand(prepared: Path, dtype: str, number:
     assert found.sizes.tower_flops == 2 * (21 * 16 + 16 * 8) * BATCH + 2 * (17 * 16 + 16 * 8) * found.sizes.items
 
 
+def test_memory_of_a_validation_by_hand(prepared: Path) -> None:
+    """Embeddings of 8 numbers, held twice by two ranks, between steps: so they take what a step has left, and more."""
+    of_a_step = ("looked-up embeddings", "towers, kept and their gradients", "candidates and logits")
+    beyond = "what the catalogue takes more in a validation"
+    cluster = planned_for(config("row_wise"), prepared, rows={"item_id": 10**7})
+    found = plan(cluster).memory
+    assert found[beyond] == 2 * 4 * 8 * 10**7 / 2 - sum(found[name] for name in of_a_step) > 0
+    cluster.run.monitor = None
+    assert plan(cluster).memory == found | {beyond: 0}
+    assert plan(planned_for(config("row_wise"), prepared)).memory[beyond] == 0
+
+
 def test_a_row_of_sgd_has_no_state(prepared: Path) -> None:
     found = plan(planned_for(config("row_wise", "sgd"), prepared))
     assert found.memory["their optimizer's state"] == 0 < found.memory["rows of tables"]

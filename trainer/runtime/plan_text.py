@@ -23,7 +23,7 @@ def told(plan: ClusterPlan) -> str:
                      f"{table.on_host(most) / GIB:>10.3f}")  # fmt: skip
     where = "a rank" if on_cpu else "a GPU"
     lines += ["", f"memory of {where}, on the rank that holds most, as if all were there at once ({MEASURED})"]
-    lines += [f"    {name:44}{_size(value):>12}" for name, value in plan.memory.items()]
+    lines += [f"    {name:45}{_size(value):>11}" for name, value in plan.memory.items() if value]
     lines += ["", "memory of a machine" + (", all its ranks" if on_cpu else "'s host")]
     lines += [f"    {name:44}{_size(value):>12}" for name, value in plan.host.items() if value]
     if plan.sent:

@@ -112,7 +112,8 @@ class Planning:
             files = open_events(config.data.dir, self._data, "train", columns)
         all_distinct = self._schema.item_id.table in plan.rows
         sizes = step_sizes(config, self._schema, self._features, assembler, files, at_once, ranks, all_distinct)
-        held = memory(sizes, tables, ranks, dim, plan.device)
+        items = max(len(self._catalog), plan.rows.get(self._schema.item_id.table, 0))
+        held = memory(sizes, tables, ranks, dim, plan.device, items if config.run.monitor else 0)
         sent = exchanges(sizes, tables, ranks, dim, config.sharding.exchange, plan.device)
         local = plan.ranks_per_node
         copies = sum(held[name] for name in ("rows of tables", "their optimizer's state")) * local

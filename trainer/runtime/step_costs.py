@@ -146,8 +146,19 @@ def exchanges(
     return [*found, Exchange("whether all is finite", "gather", others)]
 
 
-def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int, device: str) -> dict[str, float]:
-    """Bytes on the device of the rank that holds most, by what they are for, as if all were there at once."""
+def memory(
+    sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int, device: str, validated: int
+) -> dict[str, float]:
+    """Bytes on the device of the rank that holds most, by what they are for, as if all were there at once.
+
+    Args:
+        sizes: of a step.
+        tables: placed.
+        ranks: of the cluster.
+        dim: D.
+        device: cuda or cpu.
+        validated: items that a validation ranks, between steps; 0 without any.
+    """
     rank = max(range(ranks), key=lambda r: sum(table.weights(r) + table.state(r) for table in tables))
     here = [table for table in tables if table.rows_of_rank[rank]]
     everyone, on_gpu = ranks * sizes.negatives, device == "cuda"
@@ -157,12 +168,7 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
     received = sum(sizes.slots * table.dim * len(table.features) for table in tables)
     parts = _parts(sizes, [table for table in tables if table.is_split], ranks) if ranks > 1 else 0.0
     logits = max(LOGITS_ON_A_GPU if on_gpu else LOGITS_ON_A_CPU, everyone)
-    return {
-        "rows of tables": sum(table.weights(rank) for table in tables),
-        "their optimizer's state": sum(table.state(rank) for table in tables),
-        "layers, gradients, AdamW": 4.0 * FLOAT * sum(sizes.dense_parameters),
-        # in hand, on its way, copied, and on a CPU those read ahead
-        "batches": (3.0 if on_gpu else DEPTH + 4.0) * sizes.batch_bytes,
+    of_a_step = {
         # bags of all ranks, their gradient; parts sent and received; bags, side by side, and their gradient
         "looked-up embeddings": FLOAT * (2.0 * (ranks * bags) + 2.0 * parts + 3.0 * received),
         "towers, kept and their gradients": 2.0 * sizes.activation_bytes,
@@ -170,6 +176,16 @@ def memory(sizes: StepSizes, tables: Sequence[PlacedTable], ranks: int, dim: int
         "candidates and logits": FLOAT
         * (everyone * (3 * dim + 16) + 3 * sizes.queries * dim * sizes.interests + logits)
         + 2.0 * LONG * sizes.positives * ranks,
+    }
+    catalogue = 2.0 * FLOAT * dim * validated / ranks  # as embedded, and in the order in which it is ranked
+    return {
+        "rows of tables": sum(table.weights(rank) for table in tables),
+        "their optimizer's state": sum(table.state(rank) for table in tables),
+        "layers, gradients, AdamW": 4.0 * FLOAT * sum(sizes.dense_parameters),
+        # in hand, on its way, copied, and on a CPU those read ahead
+        "batches": (3.0 if on_gpu else DEPTH + 4.0) * sizes.batch_bytes,
+        **of_a_step,
+        "what the catalogue takes more in a validation": max(0.0, catalogue - sum(of_a_step.values())),
     }
 
 
