@@ -48,3 +48,21 @@ def test_the_main_job_on_a_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:
             recall[accelerator, evaluated_on] = metrics["test/recall@10"]
         assert recall[accelerator, "gpu"] == pytest.approx(recall[accelerator, "cpu"], abs=0.002)
     assert recall["gpu", "gpu"] == pytest.approx(recall["cpu", "cpu"], abs=0.02)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+@pytest.mark.parametrize("exchange", ["float32", "float16"])
+def test_two_gpus_learn_what_one_does(tmp_path: Path, exchange: str) -> None:
+    """Over NCCL, with tables spread by rows: test recall@10 agrees to 0.02."""
+    data = tmp_path / "data"
+    succeed("trainer.prepare", "data=generated", f"data.dir={data}", "data.users=2500", "data.items=2000")
+    recall = []
+    for ranks in (1, 2):
+        run = f"run.dir={tmp_path}/{ranks}"
+        succeed(
+            "trainer.train", f"data.dir={data}", run, "run.accelerator=gpu", "run.epochs=3",
+            "data.global_batch_size=256", f"sharding.exchange={exchange}", ranks=ranks,
+        )  # fmt: skip
+        succeed("trainer.evaluate", run, "run.accelerator=gpu", ranks=ranks)
+        recall.append(json.loads((tmp_path / str(ranks) / "metrics.json").read_text())["test/recall@10"])
+    assert recall[1] == pytest.approx(recall[0], abs=0.02)
