@@ -31,38 +31,42 @@ def test_parts_of_bags_take_the_routes_of_the_cpu() -> None:
         assert found[name].cpu().equal(value) if isinstance(value, torch.Tensor) else found[name] == value, name
 
 
-def test_the_main_job_on_a_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    succeed("trainer.prepare", "data=generated", f"data.dir={folder}", "data.users=2500", "data.items=2000")
+    return folder
+
+
+def train(data: Path, run: Path, accelerator: str, *more: str, ranks: int = 1) -> None:
+    succeed(
+        "trainer.train", f"data.dir={data}", f"run.dir={run}", f"run.accelerator={accelerator}", "run.epochs=3",
+        "data.global_batch_size=256", *more, ranks=ranks,
+    )  # fmt: skip
+
+
+def recall(run: Path, accelerator: str, ranks: int = 1) -> float:
+    """Of the test queries, at 10."""
+    succeed("trainer.evaluate", f"run.dir={run}", f"run.accelerator={accelerator}", ranks=ranks)
+    return json.loads((run / "metrics.json").read_text())["test/recall@10"]
+
+
+def test_the_main_job_on_a_gpu_agrees_with_the_cpu(data: Path, tmp_path: Path) -> None:
     """Trained on either device with the same seed and order, test recall@10 agrees to 0.02."""
-    data = tmp_path / "data"
-    succeed("trainer.prepare", "data=generated", f"data.dir={data}", "data.users=2500", "data.items=2000")
-    recall = {}
-    for accelerator in ("gpu", "cpu"):
-        run = tmp_path / accelerator
-        succeed(
-            "trainer.train", f"data.dir={data}", f"run.dir={run}", f"run.accelerator={accelerator}", "run.epochs=3",
-            "data.global_batch_size=256", "run.monitor=val/recall@10", ranks=1,
-        )  # fmt: skip
-        for evaluated_on in ("gpu", "cpu"):
-            succeed("trainer.evaluate", f"run.dir={run}", f"run.accelerator={evaluated_on}", ranks=1)
-            metrics = json.loads((run / "metrics.json").read_text())
-            recall[accelerator, evaluated_on] = metrics["test/recall@10"]
-        assert recall[accelerator, "gpu"] == pytest.approx(recall[accelerator, "cpu"], abs=0.002)
-    assert recall["gpu", "gpu"] == pytest.approx(recall["cpu", "cpu"], abs=0.02)
+    found = {}
+    for trained_on in ("gpu", "cpu"):
+        train(data, tmp_path / trained_on, trained_on, "run.monitor=val/recall@10")
+        found[trained_on] = {where: recall(tmp_path / trained_on, where) for where in ("gpu", "cpu")}
+        assert found[trained_on]["gpu"] == pytest.approx(found[trained_on]["cpu"], abs=0.002)
+    assert found["gpu"]["gpu"] == pytest.approx(found["cpu"]["cpu"], abs=0.02)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
 @pytest.mark.parametrize("exchange", ["float32", "float16"])
-def test_two_gpus_learn_what_one_does(tmp_path: Path, exchange: str) -> None:
+def test_two_gpus_learn_what_one_does(data: Path, tmp_path: Path, exchange: str) -> None:
     """Over NCCL, with tables spread by rows: test recall@10 agrees to 0.02."""
-    data = tmp_path / "data"
-    succeed("trainer.prepare", "data=generated", f"data.dir={data}", "data.users=2500", "data.items=2000")
-    recall = []
+    found = []
     for ranks in (1, 2):
-        run = f"run.dir={tmp_path}/{ranks}"
-        succeed(
-            "trainer.train", f"data.dir={data}", run, "run.accelerator=gpu", "run.epochs=3",
-            "data.global_batch_size=256", f"sharding.exchange={exchange}", ranks=ranks,
-        )  # fmt: skip
-        succeed("trainer.evaluate", run, "run.accelerator=gpu", ranks=ranks)
-        recall.append(json.loads((tmp_path / str(ranks) / "metrics.json").read_text())["test/recall@10"])
-    assert recall[1] == pytest.approx(recall[0], abs=0.02)
+        train(data, tmp_path / str(ranks), "gpu", f"sharding.exchange={exchange}", ranks=ranks)
+        found.append(recall(tmp_path / str(ranks), "gpu", ranks))
+    assert found[1] == pytest.approx(found[0], abs=0.02)

@@ -31,7 +31,8 @@ class ItemMean(nn.Module):
             state_SD = _after_events(event_HD, history)
             mean_SD = unpad_rows([sums.cumsum(1) for sums in pad_rows(state_SD, history)], history)
             return mean_SD[history.state] / history.position[history.state].clamp(min=1)[:, None]
-        sum_RD = torch.segment_reduce(event_HD, "sum", lengths=history.length, initial=0, unsafe=True)  # checks nothing
+        # unsafe: unchecked, since for what is checked a GPU would be waited for
+        sum_RD = torch.segment_reduce(event_HD, "sum", lengths=history.length, initial=0, unsafe=True)
         sum_QD, seen_Q = sum_RD[history.row], history.length[history.row]
         if history.own is not None:
             sum_QD, seen_Q = sum_QD - event_HD[history.own], seen_Q - 1
